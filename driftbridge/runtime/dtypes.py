@@ -1,0 +1,33 @@
+"""The driver's door: every floating leaf becomes a strongly typed array of one dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+
+def default_dtype() -> np.dtype:
+    """The floating dtype of new positions: float64 where x64 is on, else float32."""
+    return np.dtype(jnp.result_type(float))
+
+
+def cast_floating(tree: PyTree, dtype) -> PyTree:
+    """Return `tree` with every floating leaf (Python floats included) as an array of `dtype`.
+
+    Integer, boolean and key arrays are left alone: they are indices, counts or random keys.
+    The result is strongly typed, so a Python float and an array of the same value share one
+    compiled program.
+    """
+
+    def cast(leaf):
+        if isinstance(leaf, bool | int):
+            return leaf
+        if isinstance(leaf, float):
+            return jnp.asarray(leaf, dtype)
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                return jax.lax.convert_element_type(jnp.asarray(leaf), dtype)
+            return jnp.asarray(leaf)
+        return leaf
+
+    return jax.tree.map(cast, tree)

@@ -1,0 +1,47 @@
+"""Random keys that depend on (seed, chain, step) alone.
+
+A run has three independent streams: `start` (initial positions), `steps` (the noise of every
+transition, warm-up included) and `adaptation`. The noise of chain `c` at step `s` comes from
+`fold_in(fold_in(steps, c), s)`, so neither the number of chains, nor the length of a chunk, nor an
+interruption changes it.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Int, Key
+
+
+class Streams(NamedTuple):
+    """The three streams of a run."""
+
+    start: Key[Array, ""]
+    steps: Key[Array, ""]
+    adaptation: Key[Array, ""]
+
+
+def as_key(key: int | Key[Array, ""]) -> Key[Array, ""]:
+    """Return a typed key from a seed or a typed key.
+
+    Raises `TypeError` for a legacy `uint32` key, naming the cure.
+    """
+    if isinstance(key, int):
+        return jax.random.key(key)
+    if isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape != ():
+            raise TypeError(f"key must be one key; got an array of keys of shape {key.shape}.")
+        return key
+    raise TypeError(
+        f"key must be an int or a typed key from jax.random.key; got {type(key).__name__}. "
+        "A legacy key from jax.random.PRNGKey is turned into one by jax.random.wrap_key_data."
+    )
+
+
+def streams(key: Key[Array, ""]) -> Streams:
+    """Split the key of a run into its three streams."""
+    return Streams(*(jax.random.fold_in(key, i) for i in range(3)))
+
+
+def chain_keys(key: Key[Array, ""], chains: Int[Array, " chains"]) -> Key[Array, " chains"]:
+    """One key for each chain number, the same whatever other chains there are."""
+    return jax.vmap(lambda c: jax.random.fold_in(key, c))(chains)

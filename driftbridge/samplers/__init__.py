@@ -1,0 +1,1 @@
+"""Samplers of densities, and the driver that runs them."""

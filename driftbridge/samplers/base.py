@@ -1,0 +1,140 @@
+"""The contract of a sampler: a deterministic step driven by explicit noise."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
+
+from driftbridge.targets.base import Target
+
+State = Any
+Noise = PyTree
+
+
+class Info(NamedTuple):
+    """What one step reports, scalars for each chain.
+
+    `energy_error` is the change of total energy that an adjusted kernel accepts or rejects by (or
+    that `WithEnergyError` measures); None where it is not computed.
+    """
+
+    acceptance_rate: Float[Array, ""]
+    is_divergent: Bool[Array, ""]
+    num_gradients: Int[Array, ""]
+    energy_error: Float[Array, ""] | None = None
+
+
+def unadjusted_info(position: Float[Array, "..."], num_gradients: int | Int[Array, ""]) -> Info:
+    """The info of a step that accepts every move; the driver adds the divergences it refuses."""
+    return Info(
+        acceptance_rate=jnp.ones((), position.dtype),
+        is_divergent=jnp.zeros((), bool),
+        num_gradients=jnp.asarray(num_gradients, jnp.int32),
+    )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a user chooses a method by; the tables in the documentation are made of these.
+
+    - `summary`: one line.
+    - `gradients`: score evaluations a step, as declared (a number, or a formula in words).
+    - `strong_order`: order of the pathwise error in the step size, None where not defined.
+    - `bias`: leading relative error of the stationary variance on a Gaussian of unit curvature,
+      as a formula in the step size `h` and friction `γ`; "none" for exact kernels.
+    - `adjusted`: whether a Metropolis step makes the target exactly invariant.
+    - `kinetic`: whether the state has a velocity.
+    - `uses_value`: whether a step needs the log density itself.
+    - `needs`: names of the target's capabilities the method requires.
+    - `source`: paper and equation.
+    """
+
+    summary: str
+    gradients: str
+    bias: str
+    source: str
+    strong_order: float | None = None
+    adjusted: bool = False
+    kinetic: bool = False
+    uses_value: bool = False
+    needs: tuple[str, ...] = ()
+
+
+class Sampler(eqx.Module):
+    """A Markov kernel on positions, written for one chain; the driver batches it.
+
+    A subclass supplies
+
+    - `facts`, a class attribute;
+    - `init(target, position)`: the state before the first step. It needs no key: a velocity is
+      left unset (`is_fresh` true) and the first step draws it from its own noise;
+    - `noise(key, like)`: all that is random in one step. `like` gives the shape and dtype of the
+      position, never its value; tuned numbers enter in `step`;
+    - `step(target, state, noise)`: the next state and its `Info`. It is deterministic.
+
+    A state is a NamedTuple whose first field is `position`; a field named `score` is the gradient
+    of the log density there and `log_density` its value, carried only by methods that reuse them.
+    Numbers (step size, friction) are floating leaves; variants are classes.
+    """
+
+    facts: ClassVar[Facts]
+
+    @abc.abstractmethod
+    def init(self, target: Target, position: Float[Array, "..."]) -> State:
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def noise(self, key: Key[Array, ""], like: Float[Array, "..."]) -> Noise:
+        """All that is random in one step, for positions shaped like `like`."""
+
+    @abc.abstractmethod
+    def step(self, target: Target, state: State, noise: Noise) -> tuple[State, Info]:
+        """One transition."""
+
+    def at_step(self, step: Int[Array, ""]) -> "Sampler":
+        """The sampler to use at transition number `step`, the same for all chains.
+
+        Methods with a schedule (jittered trajectory lengths) override it; what it changes is not
+        batched over chains, so trip counts of inner loops stay common to them.
+        """
+        return self
+
+    def refuse(self, state: State) -> State:
+        """The state to go on from when the step from `state` was not finite."""
+        return state
+
+
+class Wrapper(Sampler):
+    """A sampler made of another one, held in `sampler`."""
+
+    sampler: eqx.AbstractVar[Sampler]
+
+
+def innermost(sampler: Sampler) -> Sampler:
+    """The sampler inside all wrappers."""
+    while isinstance(sampler, Wrapper):
+        sampler = sampler.sampler
+    return sampler
+
+
+def with_step_size(sampler: Sampler, step_size: Scalar) -> Sampler:
+    """The same sampler with another step size, through all wrappers."""
+    return eqx.tree_at(lambda s: innermost(s).step_size, sampler, step_size)
+
+
+def require_positive(**values) -> None:
+    """Raise `ValueError` for a number that is known here and not positive and finite.
+
+    Traced values pass: they are checked, where at all, at the driver's door.
+    """
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer) or not isinstance(
+            value, float | int | jax.Array
+        ):
+            continue
+        if not bool(jnp.all((jnp.asarray(value) > 0) & jnp.isfinite(jnp.asarray(value)))):
+            raise ValueError(f"{name} must be positive and finite; got {value}.")
