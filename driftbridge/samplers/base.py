@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
 
 from driftbridge.targets.base import Target
@@ -132,9 +133,9 @@ def require_positive(**values) -> None:
     Traced values pass: they are checked, where at all, at the driver's door.
     """
     for name, value in values.items():
-        if isinstance(value, jax.core.Tracer) or not isinstance(
-            value, float | int | jax.Array
+        if isinstance(value, float | int | np.ndarray | jax.Array) and not isinstance(
+            value, jax.core.Tracer
         ):
-            continue
-        if not bool(jnp.all((jnp.asarray(value) > 0) & jnp.isfinite(jnp.asarray(value)))):
-            raise ValueError(f"{name} must be positive and finite; got {value}.")
+            concrete = np.asarray(value)
+            if not np.all((concrete > 0) & np.isfinite(concrete)):
+                raise ValueError(f"{name} must be positive and finite; got {value}.")

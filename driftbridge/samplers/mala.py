@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, Sampler, require_positive
+from driftbridge.samplers.metropolis import metropolis
 from driftbridge.targets.base import Target
 
 
@@ -75,25 +76,3 @@ class MALA(Sampler):
             + h * (jnp.sum(proposal.score**2) - jnp.sum(state.score**2)) / 4
         )
         return metropolis(state, proposal, error, noise.uniform, num_gradients=1)
-
-
-# Energy errors beyond this are counted as divergences (as in Stan and NumPyro).
-DIVERGENCE = 1000.0
-
-
-def metropolis(state, proposal, energy_error, uniform, num_gradients):
-    """Accept `proposal` with probability `min(1, exp(-energy_error))`, else keep `state`.
-
-    A NaN or infinite error is a rejection and a divergence. `uniform` is in `[0, 1)`.
-    """
-    error = jnp.where(jnp.isfinite(energy_error), energy_error, jnp.inf)
-    rate = jnp.exp(-jnp.maximum(error, 0))
-    accepted = uniform < rate
-    new = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)
-    info = Info(
-        acceptance_rate=rate,
-        is_divergent=error > DIVERGENCE,
-        num_gradients=jnp.asarray(num_gradients, jnp.int32),
-        energy_error=error,
-    )
-    return new, info
