@@ -1,0 +1,184 @@
+"""Kinetic (underdamped) Langevin dynamics by exponential integrators.
+
+The convention and the exact increments are those of `ornstein_uhlenbeck`.
+"""
+
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from driftbridge.samplers.base import Facts, Info, Sampler, require_positive, unadjusted_info
+from driftbridge.samplers.ornstein_uhlenbeck import (
+    FreeFlight,
+    ballistic,
+    compose,
+    free_flight,
+    ou_noise,
+)
+from driftbridge.targets.base import Target
+
+
+class KineticState(NamedTuple):
+    """Position and velocity; `is_fresh` until a first step has drawn the velocity."""
+
+    position: Float[Array, " dim"]
+    velocity: Float[Array, " dim"]
+    is_fresh: Bool[Array, ""]
+
+
+class KineticScoreState(NamedTuple):
+    """Position, velocity and the score at the position."""
+
+    position: Float[Array, " dim"]
+    velocity: Float[Array, " dim"]
+    score: Float[Array, " dim"]
+    is_fresh: Bool[Array, ""]
+
+
+class Kinetic(Sampler):
+    """What the unadjusted kinetic methods share: three numbers and the first velocity.
+
+    **Arguments:**
+
+    - `step_size`: `h > 0`, time.
+    - `friction`: `γ > 0`, per unit time. `2 sqrt(m)` damps critically the slowest mode, of
+      curvature `m`.
+    - `u`: `> 0`, variance of the velocity in equilibrium (inverse mass).
+
+    The velocity is unset after `init` and after a refused step. The next step then takes
+    `sqrt(u)` times its first normal as velocity, and acts without friction, so that no normal is
+    used twice.
+    """
+
+    step_size: Float[Array, ""] | float = 0.1
+    friction: Float[Array, ""] | float = 1.0
+    u: Float[Array, ""] | float = 1.0
+
+    def __check_init__(self):
+        require_positive(step_size=self.step_size, friction=self.friction, u=self.u)
+
+    def refuse(self, state):
+        return state._replace(is_fresh=jnp.ones_like(state.is_fresh))
+
+    def velocity(
+        self, state: KineticState | KineticScoreState, normal: Float[Array, " dim"]
+    ) -> Float[Array, " dim"]:
+        """The state's velocity, or a draw from equilibrium where it is unset."""
+        return jnp.where(state.is_fresh, jnp.sqrt(self.u) * normal, state.velocity)
+
+    def flight(self, time: Float[Array, ""] | float, is_fresh: Bool[Array, ""]) -> FreeFlight:
+        """The free flow over `time`, without friction in a step that drew its velocity."""
+        return jax.tree.map(
+            lambda without, with_friction: jnp.where(is_fresh, without, with_friction),
+            ballistic(time),
+            free_flight(self.friction, time, self.u),
+        )
+
+
+class KLMC(Kinetic):
+    """Kinetic Langevin Monte Carlo: the exponential Euler scheme.
+
+    `x' = x + E1(h) v + u E2(h) s(x) + nx`, `v' = exp(-γh) v + u E1(h) s(x) + nv`, exact for a
+    constant force. Leading relative bias of the variance on a Gaussian `huλ/(2γ)`; unstable at
+    low friction (`h <= 0.2` at `γ = 0.1` and unit curvature). One gradient a step.
+
+    **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`. Yu, Karagulyan and Dalalyan have
+    `u = γ >= 5M`; Cheng et al. have `γ = 2, u = 1/M`, for curvatures up to `M`.
+
+    Cheng, Chatterji, Bartlett and Jordan (2018), arXiv 1707.03663, eq. (5)-(6).
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        summary="Exponential Euler for kinetic dynamics",
+        gradients="1",
+        bias="h/(2γ)",
+        strong_order=1.0,
+        kinetic=True,
+        source="Cheng et al. 2018, arXiv 1707.03663",
+    )
+
+    def init(self, target: Target, position: Float[Array, " dim"]) -> KineticScoreState:
+        return KineticScoreState(
+            position, jnp.zeros_like(position), target.score(position), jnp.ones((), bool)
+        )
+
+    def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, "2 dim"]:
+        return jax.random.normal(key, (2, *like.shape), like.dtype)
+
+    def step(
+        self, target: Target, state: KineticScoreState, noise: Float[Array, "2 dim"]
+    ) -> tuple[KineticScoreState, Info]:
+        velocity = self.velocity(state, noise[0])
+        flight = self.flight(self.step_size, state.is_fresh)
+        nx, nv = ou_noise(flight, noise[0], noise[1])
+        position = state.position + flight.e1 * velocity + (self.u * flight.e2) * state.score + nx
+        velocity = flight.decay * velocity + (self.u * flight.e1) * state.score + nv
+        new = KineticScoreState(
+            position, velocity, target.score(position), jnp.zeros_like(state.is_fresh)
+        )
+        return new, unadjusted_info(position, 1)
+
+
+class RandomizedKineticNoise(NamedTuple):
+    """The fraction of the step at which the force is taken, and normals before and after it."""
+
+    uniform: Float[Array, ""]
+    before: Float[Array, "2 dim"]
+    after: Float[Array, "2 dim"]
+
+
+class RandomizedMidpointKinetic(Kinetic):
+    """Randomized midpoint kinetic Langevin Monte Carlo.
+
+    With one uniform `U` a step and chain, `t = Uh`, `d = h - t`, and one Brownian path,
+
+    `y  = x + E1(t) v + u E2(t) s(x) + nx(t)`,
+    `x' = x + E1(h) v + h u E1(d) s(y) + nx(h)`,
+    `v' = exp(-γh) v + h u exp(-γd) s(y) + nv(h)`.
+
+    The increments over `h` are composed from those over `t` and `d`: the joint covariance of the
+    three is nearly singular and is never factored. Leading relative bias of the variance on a
+    Gaussian `(uλ)² h³ / (24γ)`. Two gradients a step.
+
+    **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`. The authors have `u = γ >= 5M`.
+
+    Yu, Karagulyan and Dalalyan (2024), arXiv 2306.08494, section 3; Shen and Lee (2019).
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        summary="Kinetic dynamics with the force at a random time of the step",
+        gradients="2",
+        bias="h³/(24γ)",
+        strong_order=1.5,
+        kinetic=True,
+        source="Yu, Karagulyan & Dalalyan 2024, arXiv 2306.08494",
+    )
+
+    def init(self, target: Target, position: Float[Array, " dim"]) -> KineticState:
+        return KineticState(position, jnp.zeros_like(position), jnp.ones((), bool))
+
+    def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> RandomizedKineticNoise:
+        uniform, normals = jax.random.split(key)
+        before, after = jax.random.normal(normals, (2, 2, *like.shape), like.dtype)
+        return RandomizedKineticNoise(jax.random.uniform(uniform, (), like.dtype), before, after)
+
+    def step(
+        self, target: Target, state: KineticState, noise: RandomizedKineticNoise
+    ) -> tuple[KineticState, Info]:
+        h, u, x = self.step_size, self.u, state.position
+        time = h * noise.uniform
+        before = self.flight(time, state.is_fresh)
+        after = self.flight(h - time, state.is_fresh)
+        whole = self.flight(h, state.is_fresh)
+        v = self.velocity(state, noise.before[0])
+        path_before = ou_noise(before, *noise.before)
+        nx, nv = compose(path_before, ou_noise(after, *noise.after), after)
+        midpoint = x + before.e1 * v + (u * before.e2) * target.score(x) + path_before[0]
+        force = (h * u) * target.score(midpoint)
+        position = x + whole.e1 * v + after.e1 * force + nx
+        velocity = whole.decay * v + after.decay * force + nv
+        return KineticState(position, velocity, jnp.zeros_like(state.is_fresh)), unadjusted_info(
+            position, 2
+        )

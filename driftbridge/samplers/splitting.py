@@ -1,0 +1,277 @@
+"""Splitting schemes for kinetic Langevin dynamics, as words over A, B, O and U."""
+
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from driftbridge.samplers.base import Facts, Info, unadjusted_info
+from driftbridge.samplers.kinetic import Kinetic, KineticScoreState, KineticState
+from driftbridge.samplers.ornstein_uhlenbeck import drift, fly, kick, refresh
+from driftbridge.targets.base import Target
+
+
+class Stage(NamedTuple):
+    """One letter and the fraction of the step over which it acts."""
+
+    letter: str
+    fraction: float
+
+
+@lru_cache(maxsize=128)
+def stages(word: str) -> tuple[Stage, ...]:
+    """The stages of a word, equal neighbours merged, and an O at both ends too.
+
+    A letter that occurs `k` times acts for `h/k`. Two neighbouring stages of the same flow are one
+    over the sum of their times. An O at the end of one step is neighbour to the O at the beginning
+    of the next; merging them moves the recorded state ahead of the last O, which leaves positions
+    as they are.
+
+    **Raises** `ValueError` for a word that is not a consistent scheme.
+    """
+    unknown = sorted(set(word) - set("ABOU"))
+    if unknown:
+        raise ValueError(
+            f"A splitting word is made of the letters A, B, O and U; got {''.join(unknown)!r} "
+            f"in {word!r}."
+        )
+    for letters, does in (("B", "applies the force"), ("AU", "moves the position")):
+        if not set(letters) & set(word):
+            raise ValueError(f"{word!r} has no {' or '.join(letters)}: nothing {does}.")
+    if "U" in word and set("AO") & set(word):
+        raise ValueError(
+            f"{word!r} mixes U, which moves and damps at once, with A or O: that would be done "
+            "twice. Use words over A, B, O or over B, U."
+        )
+    if not set("OU") & set(word):
+        raise ValueError(f"{word!r} has no O or U: without noise the energy never changes.")
+    merged: list[Stage] = []
+    for letter in word:
+        fraction = 1 / word.count(letter)
+        if merged and merged[-1].letter == letter:
+            fraction += merged.pop().fraction
+        merged.append(Stage(letter, fraction))
+    if merged[0].letter == merged[-1].letter == "O":
+        merged[0] = Stage("O", merged[0].fraction + merged.pop().fraction)
+    return tuple(merged)
+
+
+def reuses_score(word: str) -> bool:
+    """Whether the last B of a step and the first of the next act at the same position."""
+    letters = "".join(stage.letter for stage in stages(word) if stage.letter != "O")
+    return letters[0] == letters[-1] == "B" and len(letters) > 1
+
+
+def count_gradients(word: str) -> int:
+    """Positions in one step at which the score is evaluated."""
+    letters = "".join(stage.letter for stage in stages(word) if stage.letter != "O")
+    runs = sum(a == "B" != b for a, b in zip(letters, letters[1:] + "A", strict=True))
+    return runs - reuses_score(word)
+
+
+class Word(Kinetic):
+    """A splitting scheme: the flows of its letters, from left to right.
+
+    - A: `x += t v`; B: `v += t u s(x)`; O: exact friction and noise on `v`;
+      U: exact free flow of `(x, v)` with friction and noise, the flow of A and O together.
+
+    The score is evaluated once for each position: a word that ends and begins with B at the same
+    position keeps it in the state. Where a word begins and ends with O, the two are one O of the
+    whole step and the recorded state is the one before the last O: positions are the same as
+    without merging, velocities have the law before the half refreshment.
+
+    A subclass supplies `word`.
+    """
+
+    word: ClassVar[str]
+
+    def init(
+        self, target: Target, position: Float[Array, " dim"]
+    ) -> KineticState | KineticScoreState:
+        velocity, is_fresh = jnp.zeros_like(position), jnp.ones((), bool)
+        if reuses_score(self.word):
+            return KineticScoreState(position, velocity, target.score(position), is_fresh)
+        return KineticState(position, velocity, is_fresh)
+
+    def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, "n dim"]:
+        letters = [stage.letter for stage in stages(self.word)]
+        count = letters.count("O") + 2 * letters.count("U")
+        return jax.random.normal(key, (count, *like.shape), like.dtype)
+
+    def step(
+        self, target: Target, state: KineticState | KineticScoreState, noise: Float[Array, "n dim"]
+    ) -> tuple[KineticState | KineticScoreState, Info]:
+        h, position, normals = self.step_size, state.position, iter(noise)
+        velocity = self.velocity(state, noise[0])
+        score = state.score if isinstance(state, KineticScoreState) else None
+        for letter, fraction in stages(self.word):
+            time = h * fraction
+            if letter == "B":
+                score = target.score(position) if score is None else score
+                velocity = kick(velocity, score, time, self.u)
+            elif letter == "O":
+                velocity = refresh(velocity, self.flight(time, state.is_fresh), next(normals))
+            else:
+                score = None
+                if letter == "A":
+                    position = drift(position, velocity, time)
+                else:
+                    flight = self.flight(time, state.is_fresh)
+                    position, velocity = fly(
+                        position, velocity, flight, next(normals), next(normals)
+                    )
+        new = state._replace(
+            position=position, velocity=velocity, is_fresh=jnp.zeros_like(state.is_fresh)
+        )
+        if reuses_score(self.word):
+            new = new._replace(score=score)
+        return new, unadjusted_info(position, count_gradients(self.word))
+
+
+class Splitting(Word):
+    """The splitting scheme of any word over A, B, O or over B, U.
+
+    **Arguments:**
+
+    - `word`: such as `"OBABO"`; letters act from left to right, each of `k` equal ones for `h/k`.
+    - `step_size`, `friction`, `u`: as in `Kinetic`.
+
+    **Raises** `ValueError` for a letter that is none of A, B, O, U and for a word that misses a
+    part of the dynamics or does one twice.
+
+    Leimkuhler and Matthews (2013), arXiv 1203.5428, section 2.
+    """
+
+    word: str = eqx.field(static=True, default="OBABO")
+
+    facts: ClassVar[Facts] = Facts(
+        summary="Any splitting word over A, B, O or over B, U",
+        gradients="one a position with a B",
+        bias="of the word",
+        kinetic=True,
+        source="Leimkuhler & Matthews 2013, arXiv 1203.5428",
+    )
+
+    def __init__(self, word: str = "OBABO", step_size=0.1, friction=1.0, u=1.0):
+        stages(word)
+        self.word = word
+        self.step_size = step_size
+        self.friction = friction
+        self.u = u
+
+
+class OBABO(Word):
+    """Half a refreshment, a leapfrog step, half a refreshment.
+
+    On a Gaussian the stationary variance of the position is `1 / (λ (1 - h²uλ/4))` and that of the
+    velocity exactly `u`. One gradient and one normal a coordinate.
+
+    **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`.
+
+    Bussi and Parrinello (2007), arXiv 0803.4083.
+    """
+
+    word: ClassVar[str] = "OBABO"
+
+    facts: ClassVar[Facts] = Facts(
+        summary="Leapfrog between two half refreshments",
+        gradients="1",
+        bias="h²/4",
+        strong_order=1.0,
+        kinetic=True,
+        source="Bussi & Parrinello 2007, arXiv 0803.4083",
+    )
+
+
+class BAOAB(Word):
+    """Half a kick, half a drift, a refreshment, and back: no position bias on Gaussians.
+
+    The velocity's variance is `u (1 - h²uλ/4)`. One gradient and one normal a coordinate.
+
+    **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`.
+
+    Leimkuhler and Matthews (2013), arXiv 1203.5428.
+    """
+
+    word: ClassVar[str] = "BAOAB"
+
+    facts: ClassVar[Facts] = Facts(
+        summary="Splitting with no position bias on Gaussians",
+        gradients="1",
+        bias="0",
+        strong_order=1.0,
+        kinetic=True,
+        source="Leimkuhler & Matthews 2013, arXiv 1203.5428",
+    )
+
+
+class ABOBA(Word):
+    """Half a drift, half a kick, a refreshment, and back: no position bias on Gaussians.
+
+    The velocity's variance is `u / (1 - h²uλ/4)`. One gradient, at the middle of the step, and one
+    normal a coordinate.
+
+    **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`.
+
+    Leimkuhler and Matthews (2013), arXiv 1203.5428.
+    """
+
+    word: ClassVar[str] = "ABOBA"
+
+    facts: ClassVar[Facts] = Facts(
+        summary="BAOAB begun in the middle: the force at the midpoint",
+        gradients="1",
+        bias="0",
+        strong_order=1.0,
+        kinetic=True,
+        source="Leimkuhler & Matthews 2013, arXiv 1203.5428",
+    )
+
+
+class UBU(Word):
+    """Half a free flight, a kick, half a free flight: strong order two with one gradient.
+
+    Leading relative bias of the variance on a Gaussian `-h²uλ/6`; stable up to `h` of about `2γ`
+    (in units of unit curvature) at high friction. Four normals a coordinate.
+
+    **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`.
+
+    Sanz-Serna and Zygalakis (2021), arXiv 2104.12384, section 6.
+    """
+
+    word: ClassVar[str] = "UBU"
+
+    facts: ClassVar[Facts] = Facts(
+        summary="Free flights around a midpoint kick, strong order 2",
+        gradients="1",
+        bias="-h²/6",
+        strong_order=2.0,
+        kinetic=True,
+        source="Sanz-Serna & Zygalakis 2021, arXiv 2104.12384",
+    )
+
+
+class BUB(Word):
+    """Half a kick, a free flight, half a kick.
+
+    Leading relative bias of the variance on a Gaussian `h²uλ/12`. One gradient and two normals a
+    coordinate.
+
+    **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`.
+
+    Sanz-Serna and Zygalakis (2021), arXiv 2104.12384, section 6.
+    """
+
+    word: ClassVar[str] = "BUB"
+
+    facts: ClassVar[Facts] = Facts(
+        summary="Half kicks around a free flight",
+        gradients="1",
+        bias="h²/12",
+        strong_order=2.0,
+        kinetic=True,
+        source="Sanz-Serna & Zygalakis 2021, arXiv 2104.12384",
+    )
