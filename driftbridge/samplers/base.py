@@ -20,13 +20,15 @@ class Info(NamedTuple):
     """What one step reports, scalars for each chain.
 
     `energy_error` is the change of total energy that an adjusted kernel accepts or rejects by (or
-    that `WithEnergyError` measures); None where it is not computed.
+    that `WithEnergyError` measures), `energy` the total energy of the state after the step, with
+    the velocity it was reached with; each is None where it is not computed.
     """
 
     acceptance_rate: Float[Array, ""]
     is_divergent: Bool[Array, ""]
     num_gradients: Int[Array, ""]
     energy_error: Float[Array, ""] | None = None
+    energy: Float[Array, ""] | None = None
 
 
 def unadjusted_info(position: Float[Array, "..."], num_gradients: int | Int[Array, ""]) -> Info:
@@ -50,6 +52,8 @@ class Facts:
     - `adjusted`: whether a Metropolis step makes the target exactly invariant.
     - `kinetic`: whether the state has a velocity.
     - `uses_value`: whether a step needs the log density itself.
+    - `acceptance`: the rate an adjusted kernel is tuned to.
+    - `energy_order`: `p` where the mean squared energy error of a step grows as `h^p`.
     - `needs`: names of the target's capabilities the method requires.
     - `source`: paper and equation.
     """
@@ -62,7 +66,17 @@ class Facts:
     adjusted: bool = False
     kinetic: bool = False
     uses_value: bool = False
+    acceptance: float = 0.8
+    energy_order: int = 6
     needs: tuple[str, ...] = ()
+
+
+class Point(NamedTuple):
+    """A position with the value and the gradient of the log density there."""
+
+    position: Float[Array, " dim"]
+    log_density: Float[Array, ""]
+    score: Float[Array, " dim"]
 
 
 class Sampler(eqx.Module):
@@ -108,11 +122,46 @@ class Sampler(eqx.Module):
         """The state to go on from when the step from `state` was not finite."""
         return state
 
+    @property
+    def diffusion_time(self) -> Float[Array, ""] | float:
+        """Time of the overdamped diffusion in whose units one step moves the position.
+
+        `h` for overdamped methods and `h^2 / 2` for kinetic ones (unit `u`), a method of another
+        scale overrides it.
+        """
+        h = self.step_size  # pyright: ignore[reportAttributeAccessIssue]
+        return h**2 / 2 if self.facts.kinetic else h
+
+    def energy_error(self, before: Point, after: Point) -> Float[Array, ""]:
+        """Energy error of one step, from its end points alone: what `WithEnergyError` reports.
+
+        `E = U' - U + (s + s') . (x' - x) / 2 + tau (|s'|^2 - |s|^2) / 4`, with the potential `U`,
+        the score `s` and `tau = diffusion_time`. For Langevin Monte Carlo it is the log Metropolis
+        ratio, for a kick-drift-kick step of kinetic dynamics the error of its energy.
+        """
+        move = after.position - before.position
+        work = (before.score + after.score) * move / 2
+        squares = self.diffusion_time * (after.score - before.score) * (after.score + before.score)
+        return before.log_density - after.log_density + jnp.sum(work + squares / 4)
+
 
 class Wrapper(Sampler):
-    """A sampler made of another one, held in `sampler`."""
+    """A sampler made of another one, held in `sampler`; facts, noise and schedule are shared."""
 
     sampler: eqx.AbstractVar[Sampler]
+
+    @property
+    def facts(self) -> Facts:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.sampler.facts
+
+    def noise(self, key: Key[Array, ""], like: Float[Array, "..."]) -> Noise:
+        return self.sampler.noise(key, like)
+
+    def at_step(self, step: Int[Array, ""]) -> "Wrapper":
+        return eqx.tree_at(lambda wrapper: wrapper.sampler, self, self.sampler.at_step(step))
+
+    def refuse(self, state: State) -> State:
+        return self.sampler.refuse(state)
 
 
 def innermost(sampler: Sampler) -> Sampler:

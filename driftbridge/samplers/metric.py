@@ -1,0 +1,101 @@
+"""Linear changes of coordinates `x = L z` in which a target is closer to a unit Gaussian."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from driftbridge.samplers.base import require_positive
+
+
+class Metric(eqx.Module):
+    """An invertible matrix `L` with `L L^T` close to the covariance of the target.
+
+    A subclass supplies the products of one vector with `L` and `L^-1` (positions) and with `L^T`
+    and `L^-T` (scores: if `x = L z`, the gradient in `z` is `L^T` times that in `x`).
+    """
+
+    @abc.abstractmethod
+    def unwhiten(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """`L z`: a displacement in the user's coordinates."""
+
+    @abc.abstractmethod
+    def whiten(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """`L^-1 x`, the inverse of `unwhiten`."""
+
+    @abc.abstractmethod
+    def whiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """`L^T s`: the gradient in `z` of a function with gradient `s` in `x`."""
+
+    @abc.abstractmethod
+    def unwhiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """`L^-T s`, the inverse of `whiten_score`."""
+
+
+class DiagonalMetric(Metric):
+    """A scale for each coordinate, `L = diag(scale)`.
+
+    **Arguments:**
+
+    - `scale`: positive, shape `(dim,)`; standard deviations of the target.
+    """
+
+    scale: Float[Array, " dim"]
+
+    def __check_init__(self):
+        require_positive(scale=self.scale)
+
+    @classmethod
+    def from_variance(cls, variance: Float[Array, " dim"]) -> "DiagonalMetric":
+        """The metric of a diagonal covariance."""
+        return cls(jnp.sqrt(variance))
+
+    def unwhiten(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return self.scale * z
+
+    def whiten(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return x / self.scale
+
+    def whiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return self.scale * score
+
+    def unwhiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return score / self.scale
+
+
+class DenseMetric(Metric):
+    """A full matrix, `L = cholesky`.
+
+    Two products with a `dim x dim` matrix for each gradient, which batches of chains turn into
+    matrix products.
+
+    **Arguments:**
+
+    - `cholesky`: lower triangular with positive diagonal, shape `(dim, dim)`.
+    - `inverse_cholesky`: its inverse.
+    """
+
+    cholesky: Float[Array, "dim dim"]
+    inverse_cholesky: Float[Array, "dim dim"]
+
+    @classmethod
+    def from_covariance(cls, covariance: Float[Array, "dim dim"]) -> "DenseMetric":
+        """The metric of a positive definite covariance (NaN where it is not)."""
+        cholesky = jnp.linalg.cholesky(covariance)
+        identity = jnp.eye(len(covariance), dtype=covariance.dtype)
+        inverse = jax.scipy.linalg.solve_triangular(cholesky, identity, lower=True)
+        return cls(cholesky, inverse)
+
+    def unwhiten(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return self.cholesky @ z
+
+    def whiten(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return self.inverse_cholesky @ x
+
+    def whiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return score @ self.cholesky
+
+    def unwhiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return score @ self.inverse_cholesky
