@@ -124,13 +124,11 @@ class Sampler(eqx.Module):
 
     @property
     def diffusion_time(self) -> Float[Array, ""] | float:
-        """Time of the overdamped diffusion in whose units one step moves the position.
+        """Time `tau` of the overdamped diffusion in which positions move as far as in one step.
 
-        `h` for overdamped methods and `h^2 / 2` for kinetic ones (unit `u`), a method of another
-        scale overrides it.
+        `step_size` here; methods with another unit of time override it.
         """
-        h = self.step_size  # pyright: ignore[reportAttributeAccessIssue]
-        return h**2 / 2 if self.facts.kinetic else h
+        return self.step_size  # pyright: ignore[reportAttributeAccessIssue]
 
     def energy_error(self, before: Point, after: Point) -> Float[Array, ""]:
         """Energy error of one step, from its end points alone: what `WithEnergyError` reports.

@@ -42,6 +42,7 @@ class LMC(Sampler):
         summary="Euler-Maruyama for the overdamped diffusion (ULA)",
         gradients="1",
         bias="h/2",
+        energy_order=3,
         strong_order=1.0,
         source="Roberts & Tweedie 1996, sec. 1.4.1",
     )
@@ -96,6 +97,7 @@ class RandomizedMidpoint(Sampler):
         summary="Overdamped diffusion with the force at a random time of the step",
         gradients="2",
         bias="h³/6",
+        energy_order=3,
         strong_order=1.0,
         source="Yu, Karagulyan & Dalalyan 2024, arXiv 2306.08494",
     )

@@ -62,6 +62,7 @@ class PoissonMidpoint(Sampler):
         summary="Overdamped diffusion with a Poisson number of random midpoints",
         gradients="2 on average",
         bias="h²/3 + h/(2k)",
+        energy_order=3,
         strong_order=None,
         source="Kandasamy & Nagaraj 2024, arXiv 2405.17068",
     )
