@@ -1,0 +1,1 @@
+"""Laws: tables of constructors, and statements that hold for every entry."""

@@ -1,0 +1,37 @@
+"""The samplers under law: one line each."""
+
+from collections.abc import Callable
+
+from driftbridge.samplers.base import Sampler
+from driftbridge.samplers.kinetic import KLMC, RandomizedMidpointKinetic
+from driftbridge.samplers.langevin import LMC, RandomizedMidpoint
+from driftbridge.samplers.mala import MALA
+from driftbridge.samplers.poisson_midpoint import PoissonMidpoint
+from driftbridge.samplers.splitting import ABOBA, BAOAB, BUB, OBABO, UBU, Splitting
+
+# Constructors that take `step_size` and may take other keywords.
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "LMC": LMC,
+    "RandomizedMidpoint": RandomizedMidpoint,
+    "PoissonMidpoint": lambda step_size=0.1: PoissonMidpoint(step_size, num_substeps=3),
+    "KLMC": KLMC,
+    "RandomizedMidpointKinetic": RandomizedMidpointKinetic,
+    "OBABO": OBABO,
+    "BAOAB": BAOAB,
+    "ABOBA": ABOBA,
+    "UBU": UBU,
+    "BUB": BUB,
+    "BUBUB": lambda step_size=0.1, **numbers: Splitting("BUBUB", step_size, **numbers),
+    "OABAO": lambda step_size=0.1, **numbers: Splitting("OABAO", step_size, **numbers),
+    "BOBA": lambda step_size=0.1, **numbers: Splitting("BOBA", step_size, **numbers),
+    "MALA": MALA,
+}
+
+
+def named(condition: Callable[[Sampler], bool]) -> list[str]:
+    """Names of the samplers that satisfy `condition`."""
+    return [name for name, make in SAMPLERS.items() if condition(make())]
+
+
+UNADJUSTED = named(lambda sampler: not sampler.facts.adjusted)
+KINETIC = named(lambda sampler: sampler.facts.kinetic and not sampler.facts.adjusted)
