@@ -8,7 +8,9 @@ Vehtari, Gelman, Simpson, Carpenter & Bürkner (2021), "Rank-normalization, fold
 localization: an improved R-hat", Bayesian Analysis 16(2), is cited below as V21.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, product
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,19 @@ from driftbridge.samplers import estimators
 R_HAT_BELOW = 1.01
 ESS_AT_LEAST = 800.0
 MIN_GROUPS = 4
+
+# The columns of `summarise`, in ArviZ's order.
+COLUMNS = (
+    "mean",
+    "sd",
+    "hdi_3%",
+    "hdi_97%",
+    "mcse_mean",
+    "mcse_sd",
+    "ess_bulk",
+    "ess_tail",
+    "r_hat",
+)
 
 CONSTANT = "constant"
 NOT_FINITE = "not finite"
@@ -47,6 +62,49 @@ class Convergence(NamedTuple):
     reasons: tuple[str, ...]
     worst: str
     converged: bool
+
+    @property
+    def sentence(self) -> str:
+        """The verdict with the numbers that decide it."""
+        if not self.worst:
+            return "nothing varies: every parameter is constant"
+        if self.converged:
+            scale, bulk, tail = np.nanmax(self.r_hat), *map(np.nanmin, self[2:4])
+            return f"R-hat at most {scale:.3f}, bulk ESS at least {bulk:.0f}, tail {tail:.0f}"
+        i = self.names.index(self.worst)
+        if np.isnan(self.ess_bulk[i]):
+            return f"{self.worst} cannot be judged: {self.reasons[i]}"
+        scale = f"R-hat {self.r_hat[i]:.3f}" if not self.reasons[i] else "no R-hat (one chain)"
+        return (
+            f"{self.worst} has {scale}, bulk ESS {self.ess_bulk[i]:.0f} and "
+            f"tail ESS {self.ess_tail[i]:.0f}"
+        )
+
+
+def labels(
+    name: str,
+    shape: tuple[int, ...],
+    dims: tuple[str, ...] | None = None,
+    coords: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[str]:
+    """Names of the entries of a parameter, as ArviZ writes them: `theta[Choate]`, `L[0, 1]`."""
+    if not shape:
+        return [name]
+    dims = dims or ("",) * len(shape)
+    axes = [coords.get(dim, range(n)) for dim, n in zip(dims, shape, strict=True)]
+    return [f"{name}[{', '.join(map(str, entry))}]" for entry in product(*axes)]
+
+
+def flatten(
+    values: Mapping[str, Any],
+    dims: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    coords: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> tuple[Float[np.ndarray, "chains draws params"], tuple[str, ...]]:
+    """Parameters by name, each `(chains, draws, *event)`, as one array, and its labels."""
+    arrays = {name: _as_draws(value) for name, value in values.items()}
+    flat = [array.reshape(*array.shape[:2], -1) for array in arrays.values()]
+    names = (labels(n, a.shape[2:], dims.get(n), coords) for n, a in arrays.items())
+    return np.concatenate(flat, axis=2), tuple(chain.from_iterable(names))
 
 
 def convergence(
@@ -229,17 +287,8 @@ def summarise(values: Any) -> dict[str, np.ndarray]:
         mean, sd = array.mean((0, 1)), array.std((0, 1), ddof=int(array[..., :1].size > 1))
     low, high = hdi(array)
     bulk, tail, scale = _each(estimators.rank_diagnostics, array, lead=(3,))
-    return {
-        "mean": mean,
-        "sd": sd,
-        "hdi_3%": low,
-        "hdi_97%": high,
-        "mcse_mean": mcse_mean(array),
-        "mcse_sd": mcse_sd(array),
-        "ess_bulk": bulk,
-        "ess_tail": tail,
-        "r_hat": scale,
-    }
+    columns = (mean, sd, low, high, mcse_mean(array), mcse_sd(array), bulk, tail, scale)
+    return {name: np.asarray(c) for name, c in zip(COLUMNS, columns, strict=True)}
 
 
 def _as_draws(values: Any) -> np.ndarray:
@@ -268,4 +317,4 @@ def _each(
         block = usable[start : start + size]
         with np.errstate(over="ignore", invalid="ignore"):
             out[..., block] = statistic(np.ascontiguousarray(np.moveaxis(flat[:, :, block], 2, 0)))
-    return out.reshape(*lead, *event)
+    return out.reshape((*lead, *event))
