@@ -7,13 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from driftbridge.targets.softplus import sigmoid, softplus
-
-# A user's simplex may miss a sum of one by the float32 round-off of its entries.
-SIMPLEX_TOLERANCE = 1e-5
 
 
 class Constraint(eqx.Module):
@@ -24,7 +22,6 @@ class Constraint(eqx.Module):
 
     - `forward(z)` and its inverse `inverse(x)`;
     - `log_det(z)`: `log|det dx/dz|`, summed over all entries;
-    - `contains(x)`: whether values of a NumPy array lie strictly inside;
     - `unconstrained_shape(shape)`, where `z` and `x` differ in shape.
     """
 
@@ -34,15 +31,14 @@ class Constraint(eqx.Module):
 
     @abc.abstractmethod
     def inverse(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The unconstrained coordinates of a value inside the set."""
+        """The unconstrained coordinates of a value inside the set.
+
+        For a value outside or on the boundary the result is not finite, or does not lead back.
+        """
 
     @abc.abstractmethod
     def log_det(self, z: Float[Array, "..."]) -> Float[Array, ""]:
         """`log|det dx/dz|` at `z`."""
-
-    @abc.abstractmethod
-    def contains(self, x: np.ndarray) -> Bool[np.ndarray, "..."]:
-        """Whether values, entry by entry or vector by vector, lie strictly inside the set."""
 
     def unconstrained_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of `z` for an `x` of `shape`."""
@@ -61,9 +57,6 @@ class Real(Constraint):
     def log_det(self, z):
         return jnp.zeros((), z.dtype)
 
-    def contains(self, x):
-        return np.isfinite(x)
-
 
 class GreaterThan(Constraint):
     """`x = lower + exp(z)`."""
@@ -80,9 +73,6 @@ class GreaterThan(Constraint):
     def log_det(self, z):
         return jnp.sum(z)
 
-    def contains(self, x):
-        return np.isfinite(x) & (x > np.asarray(self.lower))
-
 
 class LessThan(Constraint):
     """`x = upper - exp(z)`."""
@@ -98,9 +88,6 @@ class LessThan(Constraint):
 
     def log_det(self, z):
         return jnp.sum(z)
-
-    def contains(self, x):
-        return np.isfinite(x) & (x < np.asarray(self.upper))
 
 
 class Interval(Constraint):
@@ -127,9 +114,6 @@ class Interval(Constraint):
     def log_det(self, z):
         lower, upper = self._bounds(z.dtype)
         return jnp.sum(jnp.log(upper - lower) - softplus(z) - softplus(-z))
-
-    def contains(self, x):
-        return (x > np.asarray(self.lower)) & (x < np.asarray(self.upper))
 
 
 class Simplex(Constraint):
@@ -158,9 +142,6 @@ class Simplex(Constraint):
         vectors = math.prod(z.shape[:-1])
         return jnp.sum(self._log_forward(z)) + vectors * math.log(z.shape[-1] + 1) / 2
 
-    def contains(self, x):
-        return np.all(x > 0, axis=-1) & (np.abs(np.sum(x, axis=-1) - 1) <= SIMPLEX_TOLERANCE)
-
     def unconstrained_shape(self, shape):
         if not shape or shape[-1] < 2:
             raise ValueError(f"a simplex needs a last axis of at least 2 entries; got {shape}.")
@@ -179,9 +160,6 @@ class Ordered(Constraint):
 
     def log_det(self, z):
         return jnp.sum(z[..., 1:])
-
-    def contains(self, x):
-        return np.all(np.isfinite(x), axis=-1) & np.all(np.diff(x, axis=-1) > 0, axis=-1)
 
     def unconstrained_shape(self, shape):
         if not shape or shape[-1] < 1:
@@ -209,7 +187,7 @@ def less_than(upper: ArrayLike) -> LessThan:
 def interval(lower: ArrayLike, upper: ArrayLike) -> Interval:
     """Values between `lower` and `upper`: numbers, or arrays of the shape of the values."""
     bounds = _bound("lower", lower), _bound("upper", upper)
-    concrete = [np.asarray(b) for b in bounds if not isinstance(b, jax.core.Tracer)]
+    concrete = [np.asarray(b) for b in bounds if not isinstance(b, Tracer)]
     if len(concrete) == 2 and not np.all(concrete[0] < concrete[1]):
         raise ValueError(f"lower must be below upper; got lower={lower} and upper={upper}.")
     return Interval(*bounds)
