@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+from driftbridge.samplers.adjusted_kinetic import AdjustedKinetic
 from driftbridge.samplers.base import Sampler
+from driftbridge.samplers.hmc import HMC, JitteredHMC
 from driftbridge.samplers.kinetic import KLMC, RandomizedMidpointKinetic
 from driftbridge.samplers.langevin import LMC, RandomizedMidpoint
 from driftbridge.samplers.mala import MALA
+from driftbridge.samplers.malt import MALT
 from driftbridge.samplers.poisson_midpoint import PoissonMidpoint
 from driftbridge.samplers.splitting import ABOBA, BAOAB, BUB, OBABO, UBU, Splitting
 
@@ -25,6 +28,10 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "OABAO": lambda step_size=0.1, **numbers: Splitting("OABAO", step_size, **numbers),
     "BOBA": lambda step_size=0.1, **numbers: Splitting("BOBA", step_size, **numbers),
     "MALA": MALA,
+    "AdjustedKinetic": AdjustedKinetic,
+    "HMC": HMC,
+    "JitteredHMC": JitteredHMC,
+    "MALT": MALT,
 }
 
 
