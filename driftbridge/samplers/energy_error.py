@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from driftbridge.samplers.base import Info, Noise, Point, Sampler, State, Wrapper
 from driftbridge.samplers.metropolis import DIVERGENCE
@@ -23,12 +24,20 @@ class EnergyState(NamedTuple):
         return Point(self.position, self.log_density, self.score)
 
 
+class EnergyNoise(NamedTuple):
+    """Noise of the sampler, and a uniform for the decision on the way to the typical set."""
+
+    inner: Noise
+    uniform: Float[Array, ""]
+
+
 class WithEnergyError(Wrapper):
     """An unadjusted sampler whose steps report their energy error, for warm-up.
 
     After each step the log density and its gradient are evaluated at the new position (one more
     gradient, counted in `num_gradients`), and the sampler's `energy_error` is taken between the
-    two points; unless it says otherwise this is
+    two points; a step whose error would be a divergence is refused. Unless it says otherwise this
+    error is
 
     `E = U' - U + (s + s') . (x' - x) / 2 + tau (|s'|^2 - |s|^2) / 4`
 
@@ -51,11 +60,16 @@ class WithEnergyError(Wrapper):
     **Arguments:**
 
     - `sampler`: an unadjusted sampler, not a wrapper (`ValueError` otherwise).
+    - `approach`: 1 on the way to the typical set, 0 afterwards. On the way the velocity is drawn
+      afresh in every step and moves are accepted with probability `min(1, exp(-E))`: from a bad
+      start the energy of undamped dynamics, or an unstable first step size, would take very long
+      to die out. The acceptance rate is reported in either case.
 
     The variance as a measure of bias: arXiv 2412.08876.
     """
 
     sampler: Sampler
+    approach: Float[Array, ""] | float = 0.0
 
     def __check_init__(self):
         name = type(self.sampler).__name__
@@ -73,12 +87,30 @@ class WithEnergyError(Wrapper):
         inner = self.sampler.init(target, position)
         return EnergyState(position, inner, *target.value_and_score(position))
 
-    def step(self, target: Target, state: EnergyState, noise: Noise) -> tuple[EnergyState, Info]:
-        inner, info = self.sampler.step(target, state.inner, noise)
+    def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> EnergyNoise:
+        inner, uniform = jax.random.split(key)
+        return EnergyNoise(
+            self.sampler.noise(inner, like), jax.random.uniform(uniform, (), like.dtype)
+        )
+
+    def step(
+        self, target: Target, state: EnergyState, noise: EnergyNoise
+    ) -> tuple[EnergyState, Info]:
+        approaching = jnp.asarray(self.approach) > 0
+        start = choose(approaching, self.sampler.refuse(state.inner), state.inner)
+        inner, info = self.sampler.step(target, start, noise.inner)
         new = EnergyState(inner.position, inner, *target.value_and_score(inner.position))
-        error = self.sampler.energy_error(state.point, new.point)
+        # With a fresh velocity every kinetic step is a Langevin step: there the ratio is the general one.
+        error = jnp.where(
+            approaching,
+            Sampler.energy_error(self.sampler, state.point, new.point),
+            self.sampler.energy_error(state.point, new.point),
+        )
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)
-        return new, info._replace(
+        rate = jnp.exp(-jnp.maximum(error, 0))
+        kept = jnp.where(approaching, noise.uniform < rate, error <= DIVERGENCE)
+        return choose(kept, new, self.refuse(state)), info._replace(
+            acceptance_rate=rate,
             energy_error=error,
             is_divergent=info.is_divergent | (error > DIVERGENCE),
             num_gradients=info.num_gradients + 1,
@@ -86,3 +118,8 @@ class WithEnergyError(Wrapper):
 
     def refuse(self, state: EnergyState) -> EnergyState:
         return state._replace(inner=self.sampler.refuse(state.inner))
+
+
+def choose(condition: Bool[Array, ""], yes: State, no: State) -> State:
+    """One of two states."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

@@ -1,0 +1,47 @@
+"""Draws in the user's names: constrained in blocks of one size, by one program."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftbridge.targets.base import Target
+
+# Positions constrained at once; the last block is padded, so no number of draws compiles again.
+BLOCK = 1024
+
+
+@jax.jit
+def _constrain(target: Target, positions):
+    return jax.vmap(target.constrain)(positions)
+
+
+@jax.jit
+def _log_density(target: Target, positions):
+    return jax.lax.map(target.log_density, positions, batch_size=64)
+
+
+def _in_blocks(function, positions: np.ndarray):
+    """Apply a batched function to `(chains, draws, dim)`; leaves become `(chains, draws, ...)`."""
+    chains, draws, *event = positions.shape
+    flat = np.reshape(positions, (chains * draws, *event))
+    outs = []
+    for start in range(0, len(flat), BLOCK):
+        part = flat[start : start + BLOCK]
+        padded = np.concatenate([part, np.repeat(part[-1:], BLOCK - len(part), axis=0)])
+        out = function(jnp.asarray(padded))
+        outs.append(jax.tree.map(lambda leaf, n=len(part): np.asarray(leaf)[:n], out))
+    return jax.tree.map(
+        lambda *parts: np.concatenate(parts).reshape(chains, draws, *parts[0].shape[1:]), *outs
+    )
+
+
+def constrained(target: Target, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """Parameters by name, each `(chains, draws, *event)`, of positions `(chains, draws, dim)`."""
+    return _in_blocks(partial(_constrain, target), positions)
+
+
+def log_densities(target: Target, positions: np.ndarray) -> np.ndarray:
+    """Log density `(chains, draws)` of positions `(chains, draws, dim)`."""
+    return _in_blocks(partial(_log_density, target), positions)

@@ -1,0 +1,76 @@
+"""Checks of what a user hands to the driver, before anything is compiled for long."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from driftbridge.runtime.dtypes import default_dtype
+from driftbridge.samplers.base import Sampler, innermost, require_positive
+from driftbridge.samplers.until import Until
+from driftbridge.targets.base import Target
+
+
+def check_counts(num_samples: int | Until, num_warmup: int, num_chains: int, thin: int) -> None:
+    """Raise `ValueError` for a count that is not a sensible integer."""
+    counts = {"num_warmup": (num_warmup, 0), "num_chains": (num_chains, 1), "thin": (thin, 1)}
+    if not isinstance(num_samples, Until):
+        counts["num_samples"] = (num_samples, 1)
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+
+
+def position_dtype(init: Any) -> np.dtype:
+    """The dtype of the run: that of the positions given, or the default one.
+
+    Raises `TypeError` for float64 positions where x64 is off, which JAX would silently round.
+    """
+    dtype = getattr(init, "dtype", None)
+    if dtype is None or not np.issubdtype(dtype, np.floating):
+        return default_dtype()
+    if isinstance(init, np.ndarray) and np.dtype(dtype).itemsize > default_dtype().itemsize:
+        return default_dtype()  # NumPy makes float64 unless told otherwise
+    return np.dtype(dtype)
+
+
+def check_target(target: Target, sampler: Sampler, dtype: np.dtype) -> None:
+    """Raise for a target that is none, whose density is no scalar, or that lacks a capability."""
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"target must be a driftbridge Target; got {type(target).__name__}. Make one of a "
+            "function by driftbridge.from_density, of a NumPyro model by driftbridge.from_numpyro."
+        )
+    name = type(innermost(sampler)).__name__
+    for need in sampler.facts.needs:
+        if getattr(target, need) is None:
+            raise TypeError(
+                f"{name} needs a target with the capability {need!r}, which "
+                f"{type(target).__name__} does not have."
+            )
+    out = jax.eval_shape(target.log_density, jax.ShapeDtypeStruct((target.dim,), dtype))
+    shape, found = getattr(out, "shape", None), getattr(out, "dtype", None)
+    if shape != ():
+        raise ValueError(
+            f"the log density must return a scalar; that of {type(target).__name__} returns an "
+            f"array of shape {shape}. Sum over observations."
+        )
+    if found != dtype:
+        raise TypeError(
+            f"the log density returns {found} for positions of {dtype}. Pass the data as arguments "
+            "(their dtype is then that of the positions), or give init= in the dtype you want."
+        )
+    if "step_size" in type(innermost(sampler)).__dataclass_fields__:
+        require_positive(step_size=innermost(sampler).step_size)  # type: ignore[attr-defined]
+
+
+def check_mesh(mesh: Mesh | None, num_chains: int) -> None:
+    """Raise `ValueError` where chains do not divide over the devices."""
+    if mesh is not None:
+        devices = mesh.shape[mesh.axis_names[0]]
+        if num_chains % devices:
+            raise ValueError(
+                f"num_chains must be a multiple of the {devices} devices along the first axis of "
+                f"mesh; got {num_chains}."
+            )

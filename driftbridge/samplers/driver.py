@@ -1,0 +1,208 @@
+"""The host's part of a run: chunk after chunk, kept, reported, checkpointed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from driftbridge.runtime.compilations import Compilations
+from driftbridge.runtime.keys import Streams, chain_keys
+from driftbridge.runtime.progress import Callback, Progress
+from driftbridge.runtime.store import GRID
+from driftbridge.samplers.adaptation import Adaptation
+from driftbridge.samplers.keeping import Keeper
+from driftbridge.samplers.loop import (
+    Chains,
+    Record,
+    advance,
+    block_noise,
+    over_chains,
+    record_of,
+    transition,
+)
+from driftbridge.targets.base import Target
+
+# A buffer of draws stays within this many bytes.
+BUFFER_BYTES = 1 << 24
+# A chunk is planned to take this long.
+CHUNK_SECONDS = 1.0
+
+
+class SamplingError(RuntimeError):
+    """A run that cannot go on; the message says what to try."""
+
+
+@jax.jit
+def begin(target, sampler, adapt, positions, num_warmup) -> Chains:
+    """States at the given positions, and the adaptation before its first transition."""
+    state = None
+    if adapt is not None:
+        state, sampler = adapt.init(sampler, positions, num_warmup)
+    initial = over_chains(lambda p: sampler.init(target, p), positions.shape[0])
+    return Chains(initial(positions), sampler, state)
+
+
+@jax.jit
+def settle(target, adapt, chains: Chains) -> Chains:
+    """The chains in the form the kept draws use: nothing adapts from here on.
+
+    States begin anew at their positions, so velocities are drawn afresh under the final metric.
+    """
+    sampler = adapt.finish(chains.adaptation, chains.sampler)
+    positions = chains.states.position
+    initial = over_chains(lambda p: sampler.init(target, p), positions.shape[0])
+    return Chains(initial(positions), sampler, None)
+
+
+advance_chunk = jax.jit(advance, donate_argnames=("buffer",))
+
+
+@dataclass
+class Clock:
+    """Seconds and gradients spent, by phase."""
+
+    compile: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: {"warmup": 0.0, "sampling": 0.0})
+    gradients: dict[str, int] = field(default_factory=lambda: {"warmup": 0, "sampling": 0})
+
+
+@dataclass
+class Run:
+    """One run in progress: where its chains are, and how to go on.
+
+    `step` counts transitions from the first of warm-up; `adapt` is None from the end of warm-up.
+    """
+
+    target: Target
+    adapt: Adaptation | None
+    chains: Chains
+    keys: Streams
+    chain_keys: Any
+    keeper: Keeper
+    thin: int
+    num_warmup: int
+    step: int = 0
+    report: Callback = lambda _: None
+    mesh: Mesh | None = None
+    clock: Clock = field(default_factory=Clock)
+    after_chunk: Callable[["Run"], None] = lambda _: None
+    _buffer: Record | None = None
+    _rate: float | None = None
+
+    @property
+    def num_chains(self) -> int:
+        """Chains of the run."""
+        return self.chains.states.position.shape[0]
+
+    def advance(self, phase: str, draws: int, total: int | None) -> None:
+        """Take and keep `draws` more draws of a phase, in chunks of about a second."""
+        thin = 1 if phase == "warmup" else self.thin
+        end = self.keeper.count(phase) + draws
+        while (done := self.keeper.count(phase)) < end:
+            buffer = self._take_buffer()
+            chunk = min(end - done, self._chunk_draws(buffer))
+            self._one_chunk(phase, buffer, chunk, thin)
+            self._tell(phase, total)
+            self.after_chunk(self)
+
+    def settle(self) -> None:
+        """End warm-up."""
+        if self.adapt is not None:
+            watch = Compilations()
+            self.chains = settle(self.target, self.adapt, self.chains)
+            self.clock.compile += watch.seconds
+            self.adapt = None
+        self._buffer = self._rate = None
+
+    def _chunk_draws(self, buffer: Record) -> int:
+        capacity = buffer.position.shape[0]
+        if self._rate is None:
+            return GRID
+        planned = int(self._rate * CHUNK_SECONDS) // GRID * GRID
+        return max(GRID, min(planned, capacity))
+
+    def _take_buffer(self) -> Record:
+        if self._buffer is None:
+            self._buffer = new_buffer(self.target, self.chains, self.chain_keys, self.mesh)
+        buffer, self._buffer = self._buffer, None
+        return buffer
+
+    def _one_chunk(self, phase: str, buffer: Record, draws: int, thin: int) -> None:
+        watch, start = Compilations(), time.perf_counter()
+        chains, buffer = advance_chunk(
+            self.target,
+            self.chains,
+            buffer,
+            self.chain_keys,
+            jnp.asarray(self.step, jnp.int32),
+            jnp.asarray(draws * thin, jnp.int32),
+            jnp.asarray(thin, jnp.int32),
+            self.adapt,
+        )
+        record = jax.tree.map(partial(to_host, draws=draws), buffer)
+        elapsed = time.perf_counter() - start - watch.seconds
+        self.chains, self._buffer = chains, buffer
+        self.step += draws * thin
+        self._rate = draws / max(elapsed, 1e-6)
+        self.clock.compile += watch.seconds
+        self.clock.seconds[phase] += elapsed
+        self.clock.gradients[phase] += int(record.num_gradients.sum())
+        stats = {name: v for name, v in record._asdict().items() if v is not None}
+        self._last = stats
+        self.keeper.add(phase, stats.pop("position"), stats)
+
+    def _tell(self, phase: str, total: int | None) -> None:
+        done = self.keeper.count(phase)
+        rate = self._rate or 0.0
+        eta = None if total is None or rate == 0 else (total - done) / rate
+        divergent = int(self._last["is_divergent"].sum())
+        note = f"acceptance {float(self._last['acceptance_rate'].mean()):.2f}"
+        if divergent:
+            note += f", {divergent} divergent"
+        name = {"warmup": "warm-up", "sampling": "sampling"}[phase]
+        self.report(Progress(name, done, total, rate, eta, note))
+
+
+def to_host(leaf, draws: int) -> np.ndarray:
+    """The first `draws` rows of a buffer as `(chains, draws, ...)` on the host."""
+    return np.ascontiguousarray(np.swapaxes(np.asarray(leaf)[:draws], 0, 1))
+
+
+def new_buffer(target, chains: Chains, keys, mesh: Mesh | None) -> Record:
+    """An empty record for as many draws as `BUFFER_BYTES` hold, a multiple of `GRID`."""
+
+    def one(chains, keys):
+        position = chains.states.position
+        noise = block_noise(chains.sampler, keys, jnp.arange(1), position)
+        noise = jax.tree.map(lambda leaf: leaf[0], noise)
+        return record_of(*transition(target, chains.sampler, chains.states, noise))
+
+    record = jax.eval_shape(one, chains, keys)
+    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(record))
+    capacity = GRID * max(1, min(64, BUFFER_BYTES // (row * GRID)))
+    sharding = None
+    if mesh is not None:
+        sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
+    return jax.tree.map(
+        lambda leaf: jax.device_put(np.zeros((capacity, *leaf.shape), leaf.dtype), sharding), record
+    )
+
+
+def keys_of_chains(keys: Streams, num_chains: int, mesh: Mesh | None):
+    """The key of every chain, laid out over the devices of `mesh`."""
+    chains = jax.device_put(np.arange(num_chains, dtype=np.int32), over_devices(mesh))
+    return _chain_keys(keys.steps, chains)
+
+
+_chain_keys = jax.jit(chain_keys)
+
+
+def over_devices(mesh: Mesh | None) -> NamedSharding | None:
+    """Chains along the first axis of the mesh."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))

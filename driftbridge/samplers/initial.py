@@ -1,0 +1,166 @@
+"""Where chains start."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Sharding
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.samplers.base import require_positive
+from driftbridge.samplers.loop import over_chains
+from driftbridge.targets.base import Target
+
+# Draws tried for each chain before a start is given up.
+ATTEMPTS = 100
+
+
+class Initial(eqx.Module):
+    """A strategy that gives each chain its start.
+
+    A subclass supplies `propose(target, key, like)`: one candidate position of the shape and dtype
+    of `like`. Candidates at which the log density or its gradient is not finite are drawn again,
+    at most `ATTEMPTS` times.
+    """
+
+    @abc.abstractmethod
+    def propose(
+        self, target: Target, key: Key[Array, ""], like: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """One candidate."""
+
+
+class UniformStart(Initial):
+    """Uniform on the cube `[-radius, radius]^dim` of unconstrained space (Stan's rule).
+
+    **Arguments:**
+
+    - `radius`: half the side of the cube, in the units of the unconstrained coordinates.
+    """
+
+    radius: Float[Array, ""] | float = 2.0
+
+    def __check_init__(self):
+        require_positive(radius=self.radius)
+
+    def propose(self, target, key, like):
+        return jax.random.uniform(key, like.shape, like.dtype, -self.radius, self.radius)
+
+
+@jax.jit
+def usable_positions(
+    target: Target, positions: Float[Array, "chains dim"]
+) -> tuple[Float[Array, " chains"], Bool[Array, " chains"]]:
+    """Log density at every position, and whether it and its gradient are finite."""
+
+    def one(position):
+        value, score = target.value_and_score(position)
+        return value, jnp.isfinite(value) & jnp.all(jnp.isfinite(score))
+
+    return over_chains(one, positions.shape[0])(positions)
+
+
+@jax.jit
+def starting_positions(
+    target: Target,
+    initial: Initial,
+    key: Key[Array, ""],
+    chains: Int[Array, " chains"],
+    like: Float[Array, " dim"],
+) -> tuple[Float[Array, "chains dim"], Bool[Array, " chains"]]:
+    """A start for every chain, and whether it is usable. Attempt `a` of chain `c` has its own key."""
+
+    def propose(attempt):
+        def one(chain):
+            chain_key = jax.random.fold_in(jax.random.fold_in(key, chain), attempt)
+            return initial.propose(target, chain_key, like)
+
+        return over_chains(one, chains.shape[0])(chains)
+
+    def body(carry):
+        attempt, positions, good = carry
+        proposed = jnp.where(good[:, None], positions, propose(attempt))
+        _, usable = usable_positions(target, proposed)
+        return attempt + 1, proposed, usable
+
+    def unfinished(carry):
+        attempt, _, good = carry
+        return (attempt < ATTEMPTS) & ~jnp.all(good)
+
+    positions = jnp.zeros((*chains.shape, *like.shape), like.dtype)
+    start = (jnp.int32(0), positions, jnp.zeros(chains.shape, bool))
+    _, positions, good = lax.while_loop(unfinished, body, start)
+    return positions, good
+
+
+def start(
+    target: Target,
+    init: Any,
+    key: Key[Array, ""],
+    num_chains: int,
+    dtype: np.dtype,
+    sharding: Sharding | None,
+) -> Float[Array, "chains dim"]:
+    """The first position of every chain, laid out by `sharding`.
+
+    **Raises:** `ValueError` naming the chain and the value where the log density or its gradient
+    is not finite.
+    """
+    if init is None or isinstance(init, Initial):
+        initial = cast_floating(UniformStart() if init is None else init, dtype)
+        chains = jax.device_put(np.arange(num_chains, dtype=np.int32), sharding)
+        like = jax.device_put(np.zeros((target.dim,), dtype))
+        positions, good = starting_positions(target, initial, key, chains, like)
+        good = np.asarray(good)
+        if not good.all():
+            chain = int(np.argmin(good))
+            raise ValueError(
+                f"no start with a finite log density and gradient was found for chain {chain} in "
+                f"{ATTEMPTS} draws of {type(initial).__name__}. Give positions by init=..., or "
+                "check the density: it may be -inf or NaN where it should not be."
+            )
+        return positions
+    positions = jax.device_put(given_positions(target, init, num_chains, dtype), sharding)
+    values, good = (np.asarray(a) for a in usable_positions(target, positions))
+    if not good.all():
+        chain = int(np.argmin(good))
+        what = "a gradient that is not finite" if np.isfinite(values[chain]) else "no finite value"
+        raise ValueError(
+            f"at the start of chain {chain} the log density is {values[chain]} with {what}; start "
+            "inside the support of the target, or leave init out to search for a start."
+        )
+    return positions
+
+
+def given_positions(target: Target, init, num_chains: int, dtype) -> np.ndarray:
+    """Positions the user gave, as an array `(chains, dim)`.
+
+    **Arguments:**
+
+    - `init`: one position `(dim,)`, one for each chain `(chains, dim)`, or one draw as a dict of
+      parameters in the user's names.
+
+    **Raises:** `ValueError` for a wrong shape or a value that is not finite, naming it.
+    """
+    if isinstance(init, dict):
+        init = target.unconstrain(init)
+    positions = np.asarray(init, dtype)
+    allowed = ((target.dim,), (num_chains, target.dim))
+    if positions.shape not in allowed:
+        raise ValueError(
+            f"init must have shape ({target.dim},) or ({num_chains}, {target.dim}) (one position, "
+            f"or one for each of {num_chains} chains); got {positions.shape}."
+        )
+    positions = np.broadcast_to(positions, allowed[1])
+    if not np.all(np.isfinite(positions)):
+        chain, index = np.argwhere(~np.isfinite(positions))[0]
+        raise ValueError(
+            f"init has the value {positions[chain, index]} at coordinate {index} of chain {chain}; "
+            "every coordinate must be finite."
+        )
+    return positions

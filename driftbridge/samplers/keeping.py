@@ -1,0 +1,267 @@
+"""Where draws go: memory, a store, or reducers."""
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from driftbridge.runtime.dtypes import default_dtype
+from driftbridge.runtime.store import GRID, DrawStore, StoreError
+from driftbridge.samplers import diagnostics
+from driftbridge.samplers.base import Sampler
+from driftbridge.samplers.constrained import constrained
+from driftbridge.samplers.draws import Draws
+from driftbridge.samplers.reducers import Mean, Mixing, Reducer
+from driftbridge.targets.base import Target
+
+Stats = Mapping[str, np.ndarray]
+
+# Statistics of which reducers keep the sums.
+SUMMED = ("acceptance_rate", "is_divergent", "num_gradients")
+
+
+class Diagnosis(NamedTuple):
+    """Mixing of every parameter; arrays follow `names`.
+
+    `error` is the Monte Carlo standard error of the mean in posterior standard deviations.
+    """
+
+    names: tuple[str, ...]
+    r_hat: np.ndarray
+    ess_bulk: np.ndarray
+    ess_tail: np.ndarray
+    error: np.ndarray
+
+
+def diagnose(parameters: Iterable[tuple[str, np.ndarray]], target: Target) -> Diagnosis:
+    """Diagnosis of stored draws `(chains, draws, *event)` by name; constants are left out."""
+    names: list[str] = []
+    columns: list[np.ndarray] = []
+    for name, values in parameters:
+        flat = np.reshape(values, (*values.shape[:2], -1)).astype(np.float64)
+        keep = diagnostics.reasons(flat) != diagnostics.CONSTANT
+        if not keep.any():
+            continue
+        marks = diagnostics.labels(name, values.shape[2:], target.dims.get(name), target.coords)
+        names += [mark for mark, kept in zip(marks, keep, strict=True) if kept]
+        flat = flat[..., keep]
+        state = diagnostics.convergence(flat)
+        error = diagnostics.mcse_mean(flat) / flat.std(axis=(0, 1))
+        columns.append(np.stack([state.r_hat, state.ess_bulk, state.ess_tail, error]))
+    return Diagnosis(
+        tuple(names), *(np.concatenate(columns, axis=1) if columns else np.zeros((4, 0)))
+    )
+
+
+class Keeper(abc.ABC):
+    """Takes draws chunk by chunk; arrays have axes `(chains, draws, ...)`.
+
+    `add` puts draws of one phase ("warmup" or "sampling") behind those it has and `count` tells how
+    many. `state` gives the arrays that a checkpoint must hold, `restore` takes them back with the
+    counts of that moment and forgets what came after.
+    """
+
+    @abc.abstractmethod
+    def add(self, phase: str, positions: np.ndarray, stats: Stats) -> None:
+        """Take one chunk."""
+
+    @abc.abstractmethod
+    def count(self, phase: str) -> int:
+        """Draws of a phase so far."""
+
+    def state(self) -> list[np.ndarray]:
+        """Arrays for a checkpoint, beyond what is on disk already."""
+        return []
+
+    @abc.abstractmethod
+    def restore(self, arrays: list[np.ndarray], counts: Mapping[str, int]) -> None:
+        """Go back to the moment of a checkpoint."""
+
+    @abc.abstractmethod
+    def diagnose(self) -> Diagnosis:
+        """Mixing of the kept draws, parameter by parameter."""
+
+    @abc.abstractmethod
+    def draws(self, tuned: Sampler, metadata: dict[str, Any]) -> Draws:
+        """The result."""
+
+
+class InMemory(Keeper):
+    """Draws as arrays in memory."""
+
+    def __init__(self, target: Target):
+        self.target = target
+        self._positions: dict[str, list[np.ndarray]] = {"warmup": [], "sampling": []}
+        self._stats: dict[str, list[Stats]] = {"warmup": [], "sampling": []}
+
+    def add(self, phase, positions, stats):
+        self._positions[phase].append(positions)
+        self._stats[phase].append(stats)
+
+    def count(self, phase):
+        return sum(part.shape[1] for part in self._positions[phase])
+
+    def restore(self, arrays, counts):
+        raise TypeError("draws in memory end with their process; give the run a store to resume it")
+
+    def diagnose(self):
+        parameters = constrained(self.target, self.positions("sampling"))
+        return diagnose(parameters.items(), self.target)
+
+    def draws(self, tuned, metadata):
+        phases = [(self.positions(phase), self.stats(phase)) for phase in ("warmup", "sampling")]
+        (before, before_stats), (positions, stats) = phases
+        warmup = None
+        if before.size:
+            warmup = Draws(self.target, before, before_stats, tuned=None)
+        return Draws(self.target, positions, stats, tuned=tuned, metadata=metadata, warmup=warmup)
+
+    def positions(self, phase: str) -> np.ndarray:
+        """All positions of a phase, `(chains, draws, dim)`."""
+        # One array from now on: a second reader does not join the parts again.
+        if self._positions[phase]:
+            self._positions[phase] = [np.concatenate(self._positions[phase], axis=1)]
+            return self._positions[phase][0]
+        return np.zeros((0, 0, 0))
+
+    def stats(self, phase: str) -> dict[str, np.ndarray]:
+        """All statistics of a phase, `(chains, draws)` each."""
+        parts = self._stats[phase]
+        if not parts:
+            return {}
+        return {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
+
+
+class OnDisk(Keeper):
+    """Draws in a `DrawStore`; memory holds one chunk."""
+
+    GROUPS = ("posterior", "sample_stats", "unconstrained_posterior")
+
+    def __init__(self, target: Target, store: DrawStore):
+        self.target = target
+        self.store = store
+
+    @staticmethod
+    def group(phase: str, name: str) -> str:
+        """Name of a group of the store for a phase."""
+        return f"warmup_{name}" if phase == "warmup" else name
+
+    def add(self, phase, positions, stats):
+        at = self.count(phase)
+        parameters = constrained(self.target, positions)
+        labels = (self.target.dims, self.target.coords)
+        self.store.append(self.group(phase, "posterior"), parameters, at, *labels)
+        self.store.append(self.group(phase, "sample_stats"), dict(stats), at)
+        last = self.group(phase, "unconstrained_posterior")
+        self.store.append(last, {"position": positions}, at)
+
+    def count(self, phase):
+        return self.store.length(self.group(phase, "unconstrained_posterior"))
+
+    def restore(self, arrays, counts):
+        for phase, count in counts.items():
+            for name in self.GROUPS:
+                group = self.group(phase, name)
+                if self.store.length(group) < count:
+                    raise StoreError(
+                        f"{self.store.path} holds {self.store.length(group)} draws of {group}, but "
+                        f"its checkpoint speaks of {count}: the store was changed by hand."
+                    )
+                self.store.truncate(group, count)
+
+    def diagnose(self):
+        # One parameter after another, so that memory holds one.
+        return diagnose(self.store.each("posterior"), self.target)
+
+
+class Reduced(Keeper):
+    """Reducers of the kept draws, and of their statistics the sums over draws.
+
+    Parameters are flattened in the order of `names`. Draws wait until a block of `GRID` is full.
+    """
+
+    def __init__(self, target: Target, reducers: Sequence[Reducer], num_chains: int):
+        if not any(isinstance(reducer, Mixing) for reducer in reducers):
+            reducers = (*reducers, Mixing())  # convergence is always told
+        self.target = target
+        self.reducers = tuple(reducers)
+        self.names = names_of(target)
+        params = len(self.names)
+        self._states = [reducer.empty(num_chains, params) for reducer in self.reducers]
+        self._waiting = np.zeros((num_chains, 0, params))
+        self._counts = {"warmup": 0, "sampling": 0}
+        self._sums: dict[str, np.ndarray] = {}
+
+    def add(self, phase, positions, stats):
+        self._counts[phase] += positions.shape[1]
+        if phase == "warmup":
+            return
+        for name in SUMMED:
+            total = np.asarray(stats[name], float).sum(axis=1)
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        parameters = constrained(self.target, positions)
+        flat = [np.reshape(v, (*v.shape[:2], -1)) for v in parameters.values()]
+        values = np.concatenate([self._waiting, *[np.concatenate(flat, axis=2)]], axis=1)
+        while values.shape[1] >= GRID:
+            block, values = values[:, :GRID], values[:, GRID:]
+            self._states = [
+                reducer.update(state, block)
+                for reducer, state in zip(self.reducers, self._states, strict=True)
+            ]
+        self._waiting = values
+
+    def count(self, phase):
+        return self._counts[phase]
+
+    def state(self):
+        lengths = np.array([len(state) for state in self._states])
+        sums = [self._sums[name] for name in SUMMED if name in self._sums]
+        return [lengths, self._waiting, *sums, *(a for state in self._states for a in state)]
+
+    def restore(self, arrays, counts):
+        self._counts = dict(counts)
+        lengths, self._waiting, *rest = arrays
+        if counts["sampling"]:
+            self._sums = dict(zip(SUMMED, rest[: len(SUMMED)], strict=True))
+            rest = rest[len(SUMMED) :]
+        self._states = []
+        for length in lengths:
+            self._states.append(tuple(rest[:length]))
+            rest = rest[length:]
+
+    def diagnose(self):
+        found = {}
+        for reducer, state in zip(self.reducers, self._states, strict=True):
+            if isinstance(reducer, Mixing | Mean):
+                found.update(reducer.result(state))
+        r_hat = found.get("nested_r_hat", found["r_hat"])
+        return Diagnosis(self.names, r_hat, found["ess"], found["ess"], 1 / np.sqrt(found["ess"]))
+
+    def results(self) -> dict[str, dict[str, np.ndarray]]:
+        """Results of every reducer, by the reducer's name.
+
+        Moments and quantiles take in the draws that wait for a full block; `Mixing` does not.
+        """
+        out = {}
+        for reducer, state in zip(self.reducers, self._states, strict=True):
+            if self._waiting.shape[1] and not isinstance(reducer, Mixing):
+                state = reducer.update(state, self._waiting)
+            out[type(reducer).__name__] = dict(reducer.result(state))
+        return out
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """Sums over kept draws of the statistics named in `SUMMED`, shape `(chains,)`."""
+        return dict(self._sums)
+
+
+def names_of(target: Target) -> tuple[str, ...]:
+    """Labels of all entries of all parameters, in the order of `constrain`."""
+    like = jax.ShapeDtypeStruct((target.dim,), default_dtype())
+    shapes = jax.eval_shape(target.constrain, like)
+    return tuple(
+        label
+        for name, leaf in shapes.items()
+        for label in diagnostics.labels(name, leaf.shape, target.dims.get(name), target.coords)
+    )

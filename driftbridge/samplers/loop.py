@@ -1,0 +1,198 @@
+"""The compiled part of the driver: many transitions of many chains, with noise drawn in blocks."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from driftbridge.samplers.base import Info, Sampler, State
+from driftbridge.targets.base import Target
+
+# Noise of one block of steps stays within this many bytes, so that it is still in cache when the
+# steps read it.
+BLOCK_BYTES = 1 << 19
+# Beyond some hundred steps a longer block saves nothing, and its unused tail is wasted.
+BLOCK_STEPS = 128
+
+
+class Record(NamedTuple):
+    """What is kept of every draw: leading axes `(draws, chains)`.
+
+    `log_density` and the energies are None where the sampler does not compute them.
+    """
+
+    position: Float[Array, "draws chains dim"]
+    acceptance_rate: Float[Array, "draws chains"]
+    is_divergent: Bool[Array, "draws chains"]
+    num_gradients: Int[Array, "draws chains"]
+    energy_error: Float[Array, "draws chains"] | None
+    energy: Float[Array, "draws chains"] | None
+    log_density: Float[Array, "draws chains"] | None
+
+
+class Chains(NamedTuple):
+    """Everything that a run carries from one chunk to the next."""
+
+    states: State
+    sampler: Sampler
+    adaptation: PyTree
+
+
+def over_chains(function: Callable, num_chains: int) -> Callable:
+    """`vmap` over the leading axis of every argument, but one chain is never vmapped.
+
+    A batch of one costs about twice a plain call: matrix-vector products become loops.
+    """
+    if num_chains > 1:
+        return jax.vmap(function)
+
+    def alone(*arguments):
+        out = function(*jax.tree.map(lambda leaf: leaf[0], arguments))
+        return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), out)
+
+    return alone
+
+
+def block_length(sampler: Sampler, like: Float[Array, "chains dim"]) -> int:
+    """How many steps of noise are drawn at once, bounded by `BLOCK_BYTES` in all."""
+    shape = jax.eval_shape(sampler.noise, jax.random.key(0), like[0])
+    step_bytes = like.shape[0] * sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shape)
+    )
+    longest = max(1, min(BLOCK_STEPS, BLOCK_BYTES // max(step_bytes, 1)))
+    return 1 << (longest.bit_length() - 1)
+
+
+def block_noise(
+    sampler: Sampler,
+    keys: Key[Array, " chains"],
+    steps: Int[Array, " block"],
+    like: Float[Array, "chains dim"],
+) -> PyTree:
+    """Noise with leading axes `(block, chains)`, a function of (seed, chain, step) alone."""
+
+    def one(step, key):
+        return sampler.noise(jax.random.fold_in(key, step), like[0])
+
+    return jax.vmap(lambda step: jax.vmap(partial(one, step))(keys))(steps)
+
+
+def transition(
+    target: Target, sampler: Sampler, states: State, noise: PyTree
+) -> tuple[State, Info]:
+    """One step of every chain; a step that is not finite is refused and counted a divergence."""
+
+    def step(state, noise):
+        new, info = sampler.step(target, state, noise)
+        if sampler.facts.adjusted:  # the Metropolis decision has refused it already
+            return new, info
+        # One sum finds any NaN or infinity; overflow of finite entries is a lost chain too.
+        checked = sum(
+            jnp.sum(leaf)
+            for leaf in (new.position, *([new.score] if "score" in new._fields else []))
+        )
+        is_finite = jnp.isfinite(checked)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old), new, sampler.refuse(state)
+        )
+        return kept, info._replace(is_divergent=info.is_divergent | ~is_finite)
+
+    return over_chains(step, states.position.shape[0])(states, noise)
+
+
+def record_of(states: State, infos: Info) -> Record:
+    """The record of the present draw."""
+    return Record(
+        position=states.position,
+        acceptance_rate=infos.acceptance_rate,
+        is_divergent=infos.is_divergent,
+        num_gradients=infos.num_gradients,
+        energy_error=infos.energy_error,
+        energy=infos.energy,
+        log_density=states.log_density if "log_density" in states._fields else None,
+    )
+
+
+def merge(earlier: Record, latest: Record, is_first: Bool[Array, ""]) -> Record:
+    """Join the records of the transitions between two draws: rates and counts add up.
+
+    Acceptance rates are summed here and divided by `thin` when written.
+    """
+
+    def add(old, new):
+        return jnp.where(is_first, new, old + new)
+
+    return latest._replace(
+        acceptance_rate=add(earlier.acceptance_rate, latest.acceptance_rate),
+        is_divergent=latest.is_divergent | (earlier.is_divergent & ~is_first),
+        num_gradients=add(earlier.num_gradients, latest.num_gradients),
+    )
+
+
+def advance(
+    target: Target,
+    chains: Chains,
+    buffer: Record,
+    keys: Key[Array, " chains"],
+    first_step: Int[Array, ""],
+    num_steps: Int[Array, ""],
+    thin: Int[Array, ""],
+    adapt: Any = None,
+) -> tuple[Chains, Record]:
+    """Take `num_steps` transitions and write every `thin`-th state into `buffer`.
+
+    Pure and jittable; `num_steps` and `thin` are data, so one program serves every length up to
+    the buffer's. Noise is that of the absolute steps `first_step + i`, so results do not depend
+    on how a run is cut into chunks.
+
+    **Arguments:**
+
+    - `chains`: states with a leading chain axis, the sampler they share, and the state of `adapt`.
+    - `buffer`: a `Record` with leading axes `(capacity, chains)`; written from index 0.
+    - `keys`: one key a chain.
+    - `adapt`: an `Adaptation` whose `update` is applied after every transition, or None.
+
+    **Returns:** the chains after the last transition, and the buffer.
+    """
+    like = chains.states.position
+    block = block_length(chains.sampler, like)
+
+    def step(i, noise_at, chains, buffer, pending):
+        noise = noise_at(i)
+        sampler = chains.sampler.at_step(first_step + i)
+        states, infos = transition(target, sampler, chains.states, noise)
+        pending = merge(pending, record_of(states, infos), i % thin == 0)
+        written = pending._replace(acceptance_rate=pending.acceptance_rate / thin)
+        buffer = jax.tree.map(
+            lambda stack, row: lax.dynamic_update_index_in_dim(stack, row, i // thin, 0),
+            buffer,
+            written,
+        )
+        if adapt is None:
+            return Chains(states, chains.sampler, chains.adaptation), buffer, pending
+        adaptation, sampler = adapt.update(chains.adaptation, chains.sampler, states, infos)
+        return Chains(states, sampler, adaptation), buffer, pending
+
+    def run_block(b, carry):
+        start = b * block
+        noises = block_noise(
+            chains.sampler, keys, first_step + start + jnp.arange(block, dtype=jnp.int32), like
+        )
+
+        def noise_at(i):
+            return jax.tree.map(
+                lambda leaf: lax.dynamic_index_in_dim(leaf, i - start, 0, keepdims=False), noises
+            )
+
+        end = jnp.minimum(start + block, num_steps)
+        return lax.fori_loop(start, end, lambda i, c: step(i, noise_at, *c), carry)
+
+    pending = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), buffer)
+    num_blocks = (num_steps + block - 1) // block
+    chains, buffer, _ = lax.fori_loop(0, num_blocks, run_block, (chains, buffer, pending))
+    return chains, buffer

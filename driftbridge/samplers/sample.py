@@ -1,0 +1,257 @@
+"""The verb `sample`, and `resume` for runs that are stored."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.runtime.keys import as_key, streams
+from driftbridge.runtime.progress import Callback, reporter
+from driftbridge.runtime.store import GRID, DrawStore
+from driftbridge.samplers.adaptation import Adaptation, Warmup
+from driftbridge.samplers.base import Sampler, innermost
+from driftbridge.samplers.door import (
+    check_counts,
+    check_mesh,
+    check_target,
+    position_dtype,
+)
+from driftbridge.samplers.draws import Draws
+from driftbridge.samplers.driver import (
+    Run,
+    begin,
+    keys_of_chains,
+    over_devices,
+    settle,
+)
+from driftbridge.samplers.hmc import JitteredHMC
+from driftbridge.samplers.initial import start
+from driftbridge.samplers.keeping import InMemory, Keeper, OnDisk, Reduced
+from driftbridge.samplers.reducers import Reducer
+from driftbridge.samplers.stored import checkpoint, describe, rebuild
+from driftbridge.samplers.until import Until
+from driftbridge.targets.base import Target
+
+
+def sample(
+    target: Target,
+    sampler: Sampler | None = None,
+    *,
+    key: int | Key[Array, ""] = 0,
+    num_samples: int | Until = 1000,
+    num_warmup: int = 1000,
+    num_chains: int = 4,
+    thin: int = 1,
+    init: Any = None,
+    adapt: Adaptation | None = Warmup(),  # noqa: B008 (immutable)
+    keep: str | Sequence[Reducer] = "draws",
+    store: str | os.PathLike | None = None,
+    mesh: Mesh | None = None,
+    progress: bool | Callback = False,
+) -> Draws:
+    """Draw from a target by Markov chains.
+
+    **Arguments:**
+
+    - `target`: what to sample.
+    - `sampler`: the kernel; jittered Hamiltonian Monte Carlo if None.
+    - `key`: a seed or a typed key. Draws depend on (key, chain, step) alone.
+    - `num_samples`: draws kept of each chain, or an `Until` rule.
+    - `num_warmup`: transitions of each chain before the first kept draw, in which `adapt` tunes.
+    - `num_chains`: number of chains.
+    - `thin`: transitions for each kept draw.
+    - `init`: where chains start: a strategy (`UniformStart(2.0)` if None), one position `(dim,)`,
+      one for each chain `(num_chains, dim)`, or a dict of parameters.
+    - `adapt`: the warm-up; None leaves the sampler as it is.
+    - `keep`: `"draws"`, or reducers (memory is then flat in the number of draws).
+    - `store`: a folder for the draws; the run can then be interrupted at any moment, and
+      `resume` goes on with it bit for bit.
+    - `mesh`: devices to lay the chains over, along its first axis.
+    - `progress`: True for a line on standard error, or a callback taking a `Progress`.
+
+    **Returns:** `Draws`, with its warnings printed once.
+
+    **Raises:** `ValueError` or `TypeError` for arguments that cannot work, `SamplingError` where
+    every chain fails, `StoreError` where the store cannot be written.
+    """
+    sampler = JitteredHMC() if sampler is None else sampler
+    counts = {"num_warmup": num_warmup, "num_chains": num_chains, "thin": thin}
+    check_counts(num_samples, **counts)
+    dtype = position_dtype(init)
+    target, sampler, adapt = (cast_floating(part, dtype) for part in (target, sampler, adapt))
+    check_target(target, sampler, dtype)
+    check_mesh(mesh, num_chains)
+    key = as_key(key)
+    keys = streams(key)
+    positions = start(target, init, keys.start, num_chains, dtype, over_devices(mesh))
+
+    reducers = None if keep == "draws" else tuple(keep)
+    if isinstance(keep, str) and keep != "draws":
+        raise ValueError(f'keep must be "draws" or a sequence of reducers; got {keep!r}.')
+    if num_warmup == 0 or not adapts(innermost(sampler)):
+        adapt = None
+    draw_store = None
+    if store is not None:
+        draw_store = DrawStore.create(store, {"sampler": type(innermost(sampler)).__name__})
+        parts = {"target": target, "sampler": sampler, "adapt": adapt, "reducers": reducers}
+        settings = {
+            **counts,
+            "dtype": np.dtype(dtype).name,
+            "key": jax.random.key_data(key).tolist(),
+        }
+        describe(draw_store, parts, settings)
+
+    run = Run(
+        target=target,
+        adapt=adapt,
+        chains=begin(target, sampler, adapt, positions, jnp.asarray(num_warmup, jnp.int32)),
+        keys=keys,
+        chain_keys=keys_of_chains(keys, num_chains, mesh),
+        keeper=keeper_for(target, reducers, draw_store, num_chains),
+        thin=thin,
+        num_warmup=num_warmup,
+        report=reporter(progress),
+        mesh=mesh,
+    )
+    return execute(run, num_samples, draw_store)
+
+
+def resume(
+    path: str | os.PathLike,
+    *,
+    num_samples: int | Until = 1000,
+    target: Target | None = None,
+    mesh: Mesh | None = None,
+    progress: bool | Callback = False,
+) -> Draws:
+    """Go on with a stored run, bit for bit as if it had never stopped.
+
+    **Arguments:**
+
+    - `path`: the folder given as `store`.
+    - `num_samples`: draws of each chain in all, or an `Until` rule.
+    - `target`: the target, where it holds a function that cannot be found again by its name (one
+      defined in a script or notebook); it must be the same as before.
+    - `mesh`, `progress`: as for `sample`.
+
+    **Returns:** the `Draws` of the whole run.
+
+    **Raises:** `StoreError` where there is no such run, it cannot be rebuilt, or it is another.
+    """
+    path = Path(path)
+    draw_store = DrawStore.open(path)
+    parts, settings = rebuild(path, {"target": target})
+    check_counts(num_samples, **{k: settings[k] for k in ("num_warmup", "num_chains", "thin")})
+    target, sampler, adapt = parts["target"], parts["sampler"], parts["adapt"]
+    chains_count, dtype = settings["num_chains"], np.dtype(settings["dtype"])
+    check_mesh(mesh, chains_count)
+    keys = streams(jax.random.wrap_key_data(jnp.asarray(settings["key"], jnp.uint32)))
+    leaves, facts = draw_store.load_checkpoint()
+
+    def fresh(positions):
+        chains = begin(target, sampler, adapt, positions, jnp.int32(settings["num_warmup"]))
+        return settle(target, adapt, chains) if adapt is not None and facts["settled"] else chains
+
+    like = jax.ShapeDtypeStruct((chains_count, target.dim), dtype)
+    structure = jax.tree.structure(jax.eval_shape(fresh, like))
+    arrays, kept = leaves[: facts["leaves"]], leaves[facts["leaves"] :]
+    chains = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in arrays])
+    if mesh is not None:
+        states = jax.device_put(chains.states, over_devices(mesh))
+        chains = chains._replace(states=states)
+    run = Run(
+        target=target,
+        adapt=None if facts["settled"] else adapt,
+        chains=chains,
+        keys=keys,
+        chain_keys=keys_of_chains(keys, chains_count, mesh),
+        keeper=keeper_for(target, parts["reducers"], draw_store, chains_count),
+        thin=settings["thin"],
+        num_warmup=settings["num_warmup"],
+        step=facts["step"],
+        report=reporter(progress),
+        mesh=mesh,
+    )
+    run.clock.compile = facts["clock"]["compile"]
+    run.clock.seconds, run.clock.gradients = facts["clock"]["seconds"], facts["clock"]["gradients"]
+    run.keeper.restore(kept, facts["draws"])
+    return execute(run, num_samples, draw_store)
+
+
+def execute(run: Run, num_samples: int | Until, store: DrawStore | None) -> Draws:
+    """Warm up what is left to warm up, draw what is left to draw, and make the result."""
+    if store is not None:
+        run.after_chunk = lambda run: checkpoint(store, run)
+    interrupted, unmet = False, None
+    try:
+        run.advance("warmup", run.num_warmup - run.keeper.count("warmup"), run.num_warmup)
+        run.settle()
+        if isinstance(num_samples, Until):
+            unmet = draw_until(run, num_samples)
+        else:
+            run.advance("sampling", num_samples - run.keeper.count("sampling"), num_samples)
+    except KeyboardInterrupt:
+        if run.keeper.count("sampling") == 0:
+            raise
+        interrupted = True
+    return result(run, num_samples, interrupted, unmet)
+
+
+def draw_until(run: Run, until: Until) -> str | None:
+    """Draw from look to look; return what is not met at the limit, None where all is."""
+    while True:
+        done = run.keeper.count("sampling")
+        if done:
+            unmet = until.unmet(run.keeper.diagnose())
+            if unmet is None or done >= until.max_draws:
+                return unmet
+            if until.seconds is not None and run.clock.seconds["sampling"] >= until.seconds:
+                return unmet
+        look = until.next_look(done, GRID)
+        run.advance("sampling", look - done, until.max_draws)
+
+
+def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | None) -> Draws:
+    """The draws with their facts; warnings are printed once."""
+    asked = num_samples if isinstance(num_samples, int) else None
+    metadata = {
+        "sampler": type(innermost(run.chains.sampler)).__name__,
+        "num_samples": asked,
+        "num_warmup": run.num_warmup,
+        "thin": run.thin,
+        "interrupted": interrupted,
+        "unmet": unmet,
+        "seconds_compile": run.clock.compile,
+        "seconds_warmup": run.clock.seconds["warmup"],
+        "seconds_sampling": run.clock.seconds["sampling"],
+        "gradients_warmup": run.clock.gradients["warmup"],
+        "gradients_sampling": run.clock.gradients["sampling"],
+        "versions": {name: version(name) for name in ("driftbridge", "jax", "numpy")},
+    }
+    draws = run.keeper.draws(run.chains.sampler, metadata)
+    for finding in draws.warnings:
+        print(f"driftbridge: {finding.message}", file=sys.stderr)
+    return draws
+
+
+def keeper_for(
+    target: Target, reducers: tuple[Reducer, ...] | None, store: DrawStore | None, num_chains: int
+) -> Keeper:
+    """Reducers where there are any, else the store where there is one, else memory."""
+    if reducers is not None:
+        return Reduced(target, reducers, num_chains)
+    return InMemory(target) if store is None else OnDisk(target, store)
+
+
+def adapts(sampler: Sampler) -> bool:
+    """Whether a sampler has a step size to tune."""
+    return "step_size" in type(sampler).__dataclass_fields__

@@ -1,0 +1,105 @@
+"""What a stored run needs to go on: its description, and a checkpoint after every chunk."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from driftbridge.runtime.codec import NotStorable, decode, encode
+from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.runtime.store import DrawStore, StoreError, load_arrays, save_arrays
+from driftbridge.samplers.driver import Run
+
+DESCRIPTION = "run.npz"
+PARTS = ("target", "sampler", "adapt", "reducers")
+
+
+def fingerprint(tree: Any) -> str:
+    """A digest of the structure and the numbers of a tree of modules."""
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256(type(tree).__qualname__.encode())
+    digest.update(str(structure.num_leaves).encode())
+    for leaf in leaves:
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe(store: DrawStore, parts: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Write what is run beside the store.
+
+    A part with a function that has no importable name is left out with the reason; `rebuild` then
+    asks for it.
+    """
+    arrays: list[np.ndarray] = []
+    described = {}
+    for name in PARTS:
+        entry: dict[str, Any] = {"fingerprint": fingerprint(parts[name]), "start": len(arrays)}
+        try:
+            entry["tree"], own = encode(parts[name])
+            arrays += own
+        except NotStorable as reason:
+            entry["missing"] = str(reason)
+        entry["end"] = len(arrays)
+        described[name] = entry
+    save_arrays(store.path / DESCRIPTION, arrays, {"parts": described, "settings": settings})
+
+
+def rebuild(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parts of a stored run, and its settings; `given` parts replace stored ones.
+
+    **Raises:** `StoreError` where a part could not be stored and is not given, cannot be found
+    again, or is given but is not the stored one.
+    """
+    if not (path / DESCRIPTION).exists():
+        raise StoreError(f"{path} holds no run of driftbridge (there is no {DESCRIPTION} in it).")
+    arrays, facts = load_arrays(path / DESCRIPTION)
+    parts = {}
+    for name, entry in facts["parts"].items():
+        part = given.get(name)
+        if part is None:
+            parts[name] = _decoded(path, name, entry, arrays)
+            continue
+        part = cast_floating(part, np.dtype(facts["settings"]["dtype"]))
+        if (found := fingerprint(part)) != entry["fingerprint"]:
+            raise StoreError(
+                f"the {name} given is not the one of the run in {path} (fingerprint {found}, stored "
+                f"{entry['fingerprint']}): its data or settings differ. Resume with the same "
+                f"{name}, or start a new run in another folder."
+            )
+        parts[name] = part
+    return parts, facts["settings"]
+
+
+def _decoded(path: Path, name: str, entry: dict, arrays: list[np.ndarray]) -> Any:
+    if "missing" in entry:
+        raise StoreError(
+            f"the {name} of the run in {path} could not be stored: {entry['missing']} "
+            f"Pass it again: driftbridge.resume(path, {name}=...)."
+        )
+    try:
+        return decode(entry["tree"], arrays[entry["start"] : entry["end"]])
+    except LookupError as error:
+        raise StoreError(f"{error}. Pass it: driftbridge.resume(path, {name}=...).") from error
+
+
+def checkpoint(store: DrawStore, run: Run) -> None:
+    """Write the state of a run; called after its draws are in the store."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(run.chains)]
+    kept = run.keeper.state()
+    facts = {
+        "step": run.step,
+        "settled": run.adapt is None,
+        "leaves": len(leaves),
+        "draws": {phase: run.keeper.count(phase) for phase in ("warmup", "sampling")},
+        "clock": {
+            "compile": run.clock.compile,
+            "seconds": run.clock.seconds,
+            "gradients": run.clock.gradients,
+        },
+    }
+    store.save_checkpoint(leaves + kept, json.loads(json.dumps(facts)))

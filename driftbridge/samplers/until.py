@@ -1,0 +1,64 @@
+"""Rules that end a run by what has been drawn, on a fixed grid of draws."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from driftbridge.samplers import diagnostics
+from driftbridge.samplers.keeping import Diagnosis
+
+
+@dataclass(frozen=True)
+class Until:
+    """Draw until every condition given holds, or a limit is reached.
+
+    Conditions are looked at after 128, 256, 384, 512, 640, 800, 1000, ... draws a chain (multiples
+    of 128 that grow by a quarter), whatever the chunks, so the same run ends at the same draw.
+
+    **Arguments:**
+
+    - `converged`: R-hat below 1.01 and bulk and tail ESS of at least 800 for every parameter.
+    - `ess`: least bulk and tail ESS over parameters.
+    - `mcse`: largest Monte Carlo standard error of a mean, in posterior standard deviations.
+    - `seconds`: limit on the wall time of sampling, compilation apart. A run ended by it depends on
+      the machine.
+    - `max_draws`: limit on the draws of each chain.
+    """
+
+    converged: bool = True
+    ess: float | None = None
+    mcse: float | None = None
+    seconds: float | None = None
+    max_draws: int = 100_000
+
+    def __post_init__(self):
+        for name in ("ess", "mcse", "seconds", "max_draws"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive; got {value}.")
+        if not self.converged and self.ess is None and self.mcse is None and self.seconds is None:
+            raise ValueError("Until needs a condition: converged, ess, mcse or seconds.")
+
+    def next_look(self, done: int, grid: int) -> int:
+        """The draws at which to look next, after `done` of them."""
+        look = (int(done * 1.25) // grid + 1) * grid
+        return min(max(look, grid), self.max_draws)
+
+    def unmet(self, diagnosis: Diagnosis) -> str | None:
+        """The first condition that does not hold yet, in words; None where all do."""
+        names = diagnosis.names
+        ess = np.minimum(diagnosis.ess_bulk, diagnosis.ess_tail)
+        checks = []
+        if self.converged:
+            checks.append(("R-hat", -diagnosis.r_hat, -diagnostics.R_HAT_BELOW))
+            checks.append(("ESS", ess, diagnostics.ESS_AT_LEAST))
+        if self.ess is not None:
+            checks.append(("ESS", ess, self.ess))
+        if self.mcse is not None:
+            checks.append(("Monte Carlo error of the mean (in sd)", -diagnosis.error, -self.mcse))
+        for what, values, least in checks:
+            # A NaN is the worst of all: what cannot be judged has not converged.
+            worst = int(np.argmin(np.where(np.isnan(values), -np.inf, values))) if names else -1
+            if worst >= 0 and not values[worst] >= least:
+                return f"{what} of {names[worst]} is {abs(values[worst]):.4g}, not {abs(least):g}"
+        return None
