@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Vector = Float[Array, "..."]
-Number = Float[Array, ""] | float
+Number = Float[Array, "..."] | float
 
 # (eta - 2 tanh(eta/2)) / eta^3 in powers of eta^2, and (eta + expm1(-eta)) / eta^2 in powers of
 # -eta: both differences cancel at small eta.
