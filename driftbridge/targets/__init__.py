@@ -1,5 +1,30 @@
 """What to sample: densities, regressions, models, and a zoo with known truth."""
 
-from driftbridge.targets.base import Observations as Observations, Target as Target, Truth as Truth
+from driftbridge.targets.base import Observations as Observations
+from driftbridge.targets.base import Target as Target
+from driftbridge.targets.base import Truth as Truth
 from driftbridge.targets.batching import batched_score as batched_score
-from driftbridge.targets.softplus import log_sigmoid as log_sigmoid, softplus as softplus
+from driftbridge.targets.curved import Banana as Banana
+from driftbridge.targets.curved import NealFunnel as NealFunnel
+from driftbridge.targets.curved import Ring as Ring
+from driftbridge.targets.curved import TwoMoons as TwoMoons
+from driftbridge.targets.density import Density as Density
+from driftbridge.targets.density import from_density as from_density
+from driftbridge.targets.eight_schools import EightSchools as EightSchools
+from driftbridge.targets.eight_schools import EightSchoolsNonCentered as EightSchoolsNonCentered
+from driftbridge.targets.gaussian import DenseGaussian as DenseGaussian
+from driftbridge.targets.gaussian import DiagonalGaussian as DiagonalGaussian
+from driftbridge.targets.gaussian import rotated_gaussian as rotated_gaussian
+from driftbridge.targets.mixtures import DenseGaussianMixture as DenseGaussianMixture
+from driftbridge.targets.mixtures import GaussianMixture as GaussianMixture
+from driftbridge.targets.mixtures import StudentMixture as StudentMixture
+from driftbridge.targets.mixtures import forty_gaussians as forty_gaussians
+from driftbridge.targets.mixtures import gaussian_grid as gaussian_grid
+from driftbridge.targets.numpyro import NumPyroModel as NumPyroModel
+from driftbridge.targets.numpyro import from_numpyro as from_numpyro
+from driftbridge.targets.softplus import log_sigmoid as log_sigmoid
+from driftbridge.targets.softplus import softplus as softplus
+from driftbridge.targets.state_space import BrownianMotion as BrownianMotion
+from driftbridge.targets.state_space import BrownianMotionNonCentered as BrownianMotionNonCentered
+from driftbridge.targets.wells import DoubleWell as DoubleWell
+from driftbridge.targets.wells import ManyWell as ManyWell
