@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, Point, Sampler, require_positive, unadjusted_info
+from driftbridge.samplers.noise import normals_and_uniforms
 from driftbridge.samplers.ornstein_uhlenbeck import (
     FreeFlight,
     ballistic,
@@ -178,9 +179,8 @@ class RandomizedMidpointKinetic(Kinetic):
         return KineticState(position, jnp.zeros_like(position), jnp.ones((), bool))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> RandomizedKineticNoise:
-        uniform, normals = jax.random.split(key)
-        before, after = jax.random.normal(normals, (2, 2, *like.shape), like.dtype)
-        return RandomizedKineticNoise(jax.random.uniform(uniform, (), like.dtype), before, after)
+        normals, uniform = normals_and_uniforms(key, (2, 2, *like.shape), like.dtype)
+        return RandomizedKineticNoise(uniform, *normals)
 
     def step(
         self, target: Target, state: KineticState, noise: RandomizedKineticNoise

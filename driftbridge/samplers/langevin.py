@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, Sampler, require_positive, unadjusted_info
+from driftbridge.samplers.noise import normals_and_uniforms
 from driftbridge.targets.base import Target
 
 
@@ -109,9 +110,8 @@ class RandomizedMidpoint(Sampler):
         return PositionState(position)
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> MidpointNoise:
-        uniform, normals = jax.random.split(key)
-        before, after = jax.random.normal(normals, (2, *like.shape), like.dtype)
-        return MidpointNoise(jax.random.uniform(uniform, (), like.dtype), before, after)
+        normals, uniform = normals_and_uniforms(key, (2, *like.shape), like.dtype)
+        return MidpointNoise(uniform, *normals)
 
     def step(
         self, target: Target, state: PositionState, noise: MidpointNoise

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.samplers.base import Info, State
+from driftbridge.samplers.noise import normals_and_uniforms
 
 # Energy errors beyond this are counted as divergences (as in Stan and NumPyro).
 DIVERGENCE = 1000.0
@@ -21,10 +22,7 @@ class MetropolisNoise(NamedTuple):
 
 def metropolis_noise(key: Key[Array, ""], shape: tuple[int, ...], dtype) -> MetropolisNoise:
     """Noise of one step whose proposal takes normals of this shape."""
-    normal, uniform = jax.random.split(key)
-    return MetropolisNoise(
-        jax.random.normal(normal, shape, dtype), jax.random.uniform(uniform, (), dtype)
-    )
+    return MetropolisNoise(*normals_and_uniforms(key, shape, dtype))
 
 
 def kinetic_change(

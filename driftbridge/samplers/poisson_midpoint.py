@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from driftbridge.samplers.base import Facts, Info, Sampler, require_positive, unadjusted_info
 from driftbridge.samplers.langevin import ScoreState
+from driftbridge.samplers.noise import normals_and_uniforms
 from driftbridge.targets.base import Target
 
 
@@ -76,12 +77,9 @@ class PoissonMidpoint(Sampler):
         return ScoreState(position, target.score(position))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> PoissonNoise:
-        events, normals = jax.random.split(key)
         k = self.num_substeps
-        uniforms = jax.random.uniform(events, (k,), like.dtype)
-        return PoissonNoise(
-            uniforms < 1 / k, jax.random.normal(normals, (k, *like.shape), like.dtype)
-        )
+        normals, uniforms = normals_and_uniforms(key, (k, *like.shape), like.dtype, (k,))
+        return PoissonNoise(uniforms < 1 / k, normals)
 
     def step(
         self, target: Target, state: ScoreState, noise: PoissonNoise
