@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer
 
 import driftbridge as db
+from driftbridge import report
 from driftbridge.samplers import JitteredHMC
 
 
@@ -41,10 +42,8 @@ def main(out: Path, num_samples: int = 2000, num_warmup: int = 1000) -> db.Draws
     verdict = draws.convergence
     print(f"\n{'Converged' if verdict.converged else 'NOT converged'}: {verdict.sentence}.")
 
-    from driftbridge import report
-
-    report.write(draws, out / "report.html")
-    print(f"Report: {out / 'report.html'}")
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"Report: {report.write(draws, out / 'report.html')}")
     return draws
 
 
