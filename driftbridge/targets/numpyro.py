@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
+from driftbridge.runtime.dtypes import cast_floating
 from driftbridge.targets.arguments import Arguments, explaining_traced_arguments
 from driftbridge.targets.base import Observations, Target
 from driftbridge.targets.density import as_arrays, require_inside
@@ -47,19 +48,17 @@ class NumPyroModel(Target):
         return dict(self.sites.axes)
 
     def log_density(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
-        model, args, kwargs = self.arguments.tree
-        with permitting() as numpyro:
-            potential = numpyro.infer.util.potential_energy(
-                model, args, kwargs, self.layout.split(x)
-            )
+        inputs = _inputs(self.arguments, x.dtype)
+        with permitting(x.dtype) as numpyro:
+            potential = numpyro.infer.util.potential_energy(*inputs, self.layout.split(x))
         return jnp.asarray(-potential, x.dtype)
 
     def constrain(self, x: Float[Array, " dim"]) -> dict[str, Shaped[Array, "..."]]:
         """Values of the latent sites, constrained, and of the deterministic sites, by name."""
-        model, args, kwargs = self.arguments.tree
-        with permitting() as numpyro:
+        inputs = _inputs(self.arguments, x.dtype)
+        with permitting(x.dtype) as numpyro:
             values = numpyro.infer.util.constrain_fn(
-                model, args, kwargs, self.layout.split(x), return_deterministic=True
+                *inputs, self.layout.split(x), return_deterministic=True
             )
         return {name: jnp.asarray(value) for name, value in values.items()}
 
@@ -70,7 +69,7 @@ class NumPyroModel(Target):
         unknown names, a wrong shape, or a value outside its support.
         """
         values = self._latent(parameters)
-        trace = _run(self.arguments, _given(values))
+        trace = _run(self.arguments, _given(values), _dtype(values))
         free = {}
         for name, value in values.items():
             support = NumPyroConstraint(trace[name]["fn"].support)
@@ -96,15 +95,15 @@ class NumPyroModel(Target):
         return as_arrays(parameters, dict(self.sites.latent))
 
     def _log_likelihood(self, parameters):
-        trace = _run(self.arguments, _given(self._latent(parameters)))
-        with permitting():
-            return {
-                name: trace[name]["fn"].log_prob(trace[name]["value"])
-                for name in self.sites.observed
-            }
+        values = self._latent(parameters)
+        trace = _run(self.arguments, _given(values), _dtype(values))
+        sites = {name: trace[name] for name in self.sites.observed}
+        with permitting(_dtype(values)):
+            return {name: site["fn"].log_prob(site["value"]) for name, site in sites.items()}
 
     def _predict(self, key: Key[Array, ""], parameters):
-        trace = _run(self.arguments, _replicated(self._latent(parameters)), key=key)
+        values = self._latent(parameters)
+        trace = _run(self.arguments, _replicated(values), _dtype(values), key=key)
         return {name: trace[name]["value"] for name in self.sites.observed}
 
 
@@ -132,7 +131,7 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
     found = []
 
     def trace(arguments):
-        sites = _run(arguments, _origin, key=jax.random.key(0), warnings="default")
+        sites = _run(arguments, _origin, key=jax.random.key(0), checking=True)
         with permitting():
             found.append(_inspect(sites))
 
@@ -143,15 +142,33 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
     return NumPyroModel(layout.dim, arguments, layout, sites)
 
 
-def _run(arguments, substitute, key=None, warnings: Literal["ignore", "default"] = "ignore"):
+def _run(arguments, substitute, dtype=None, *, key=None, checking=False):
     """One run of the model with values from `substitute(site)`, as NumPyro's trace of its sites."""
-    model, args, kwargs = arguments.tree
-    with permitting(warnings) as numpyro:
+    model, args, kwargs = _inputs(arguments, dtype)
+    with permitting(dtype, checking=checking) as numpyro:
         handlers = numpyro.handlers
         if key is not None:
             model = handlers.seed(model, key)
         substituted = handlers.substitute(model, substitute_fn=substitute)
         return handlers.trace(substituted).get_trace(*args, **kwargs)
+
+
+def _inputs(arguments, dtype) -> tuple[Any, tuple, dict]:
+    """The model and its arguments, arrays in the precision of `dtype` if there is one."""
+    if dtype is None:
+        return arguments.tree
+    arguments = cast_floating(arguments, dtype)
+    if dtype != jnp.float64:
+        arguments = jax.tree.map(
+            lambda v: jax.lax.convert_element_type(v, jnp.int32) if v.dtype == jnp.int64 else v,
+            arguments,
+        )
+    return arguments.tree
+
+
+def _dtype(values):
+    """The dtype that `as_arrays` gave the values of one draw."""
+    return next(iter(values.values())).dtype
 
 
 def _given(values):
