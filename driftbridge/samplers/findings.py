@@ -67,20 +67,21 @@ def _not_converged(draws: "Draws") -> Finding | None:
     least = np.fmin(verdict.ess_bulk, verdict.ess_tail)
     failing = int(np.sum(~(verdict.r_hat < R_HAT_BELOW) | ~(least >= ESS_AT_LEAST)))
     failing -= verdict.reasons.count("constant")
-    others = f" ({failing - 1} other parameters fail too)" if failing > 1 else ""
+    others = {1: "", 2: " (one other fails too)"}.get(failing, f" ({failing - 1} others fail too)")
     return Finding(
         "not_converged",
-        f"Not converged: {verdict.sentence}{others}. {_cure(draws, i, float(np.nanmin(least)))}",
-        value=float(verdict.r_hat[i]),
+        f"Not converged: {verdict.sentence}{others}. {_cure(draws, i)}",
+        value=None if np.isnan(verdict.r_hat[i]) else float(verdict.r_hat[i]),
         parameter=verdict.worst,
     )
 
 
-def _cure(draws: "Draws", worst: int, least: float) -> str:
+def _cure(draws: "Draws", worst: int) -> str:
     verdict = draws.convergence
     scale = verdict.r_hat[worst]
     if np.isnan(verdict.ess_bulk[worst]):
         return "Look at this parameter first."
+    least = float(np.nanmin(np.fmin(verdict.ess_bulk, verdict.ess_tail)))
     if verdict.reasons[worst]:
         return "Run at least four chains: one cannot be compared with another."
     if scale >= 1.05:
