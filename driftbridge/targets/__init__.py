@@ -1,5 +1,7 @@
 """What to sample: densities, regressions, models, and a zoo with known truth."""
 
+from driftbridge.targets import families as families
+from driftbridge.targets import priors as priors
 from driftbridge.targets.base import Observations as Observations
 from driftbridge.targets.base import Target as Target
 from driftbridge.targets.base import Truth as Truth
@@ -15,6 +17,7 @@ from driftbridge.targets.eight_schools import EightSchoolsNonCentered as EightSc
 from driftbridge.targets.gaussian import DenseGaussian as DenseGaussian
 from driftbridge.targets.gaussian import DiagonalGaussian as DiagonalGaussian
 from driftbridge.targets.gaussian import rotated_gaussian as rotated_gaussian
+from driftbridge.targets.glm import GLM as GLM
 from driftbridge.targets.mixtures import DenseGaussianMixture as DenseGaussianMixture
 from driftbridge.targets.mixtures import GaussianMixture as GaussianMixture
 from driftbridge.targets.mixtures import StudentMixture as StudentMixture
