@@ -89,13 +89,19 @@ class DenseMetric(Metric):
         return cls(cholesky, inverse)
 
     def unwhiten(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self.cholesky @ z
+        return _product(z, self.cholesky.T)
 
     def whiten(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self.inverse_cholesky @ x
+        return _product(x, self.inverse_cholesky.T)
 
     def whiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return score @ self.cholesky
+        return _product(score, self.cholesky)
 
     def unwhiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return score @ self.inverse_cholesky
+        return _product(score, self.inverse_cholesky)
+
+
+# Vector first, so that a batch of chains gives (chains, dim) without a transposition; a GPU would
+# otherwise round float32 factors to TF32, ten bits.
+def _product(vector, matrix):
+    return jnp.matmul(vector, matrix, precision=jax.lax.Precision.HIGHEST)
