@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from driftbridge.samplers.diagnostics import R_HAT_BELOW
+from driftbridge.samplers.diagnostics import ESS_AT_LEAST, R_HAT_BELOW, r_hat_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,14 +118,15 @@ def numbers(draws: "Draws", name: str, ess: bool = True) -> str:
     c, i = draws.convergence, index(draws, name)
     if np.isnan(c.ess_bulk[i]):
         return c.reasons[i]
-    scale = "" if np.isnan(c.r_hat[i]) else f"R-hat {c.r_hat[i]:.3f}"
+    scale = "" if np.isnan(c.r_hat[i]) else f"R-hat {r_hat_text(c.r_hat[i])}"
     sizes = f"ESS {c.ess_bulk[i]:.0f} bulk, {c.ess_tail[i]:.0f} tail" if ess else ""
     return " · ".join(filter(None, (scale, sizes)))
 
 
 def fails(draws: "Draws", name: str) -> bool:
     c, i = draws.convergence, index(draws, name)
-    return bool(c.r_hat[i] >= R_HAT_BELOW or np.isnan(c.ess_bulk[i]))
+    passes = min(c.ess_bulk[i], c.ess_tail[i]) >= ESS_AT_LEAST and not c.r_hat[i] >= R_HAT_BELOW
+    return not passes
 
 
 def limits(values: np.ndarray) -> tuple[float, float]:
@@ -154,15 +155,16 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def filled_density(
-    axis, values: np.ndarray, colour: str, vertical: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a density with its area tinted, and return it."""
+    axis, values: np.ndarray, colour: str, vertical: bool = False, unit_height: bool = False
+) -> None:
+    """Draw a density with its area tinted."""
     x, y = density(values)
+    if unit_height:
+        y = y / y.max(initial=1e-300)
     if vertical:
         axis.fill_betweenx(x, 0, y, color=colour, alpha=0.25, lw=0)
         axis.plot(y, x, color=colour, lw=1.1)
     else:
         axis.fill_between(x, 0, y, color=colour, alpha=0.25, lw=0)
         axis.plot(x, y, color=colour, lw=1.1)
-        axis.set_ylim(bottom=0)
-    return x, y
+        axis.set_ylim(0, 1.05 * y.max(initial=1e-300))

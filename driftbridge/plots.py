@@ -133,6 +133,7 @@ def pair(draws: "Draws", names: Sequence[str] | None = None, count: int = 5) -> 
     divergent = np.ravel(draws.stats.get("is_divergent", np.zeros(values[0].shape, bool)))
     dots = np.linspace(0, values[0].size - 1, min(2500, values[0].size)).astype(int)
     marked = np.flatnonzero(divergent)[:2500]
+    dot = float(np.clip(110 / np.sqrt(len(dots)), 2.2, 4.0))
     ranges = [limits(value) for value in values]
     size = len(shown)
     figure = new_figure(min(10.0, 1.75 * size + 0.6))
@@ -146,7 +147,7 @@ def pair(draws: "Draws", names: Sequence[str] | None = None, count: int = 5) -> 
             axis.set_yticks([])
             axis.set_title(shown[i])
         elif i > j:
-            axis.plot(values[j][dots], values[i][dots], ".", color=MAIN, ms=2.2, mew=0, alpha=0.45)
+            axis.plot(values[j][dots], values[i][dots], ".", color=MAIN, ms=dot, mew=0, alpha=0.45)
             axis.plot(values[j][marked], values[i][marked], "o", color=ALERT, ms=2.8, mew=0)
             axis.lines[0].set_rasterized(True)
             axis.set_ylim(*ranges[i])
@@ -163,7 +164,7 @@ def pair(draws: "Draws", names: Sequence[str] | None = None, count: int = 5) -> 
 
 @_styled
 def energy(draws: "Draws") -> "Figure":
-    """How the energy varies over all draws, beside how much one step changes it.
+    """How the energy varies over all draws, beside how much one step changes it, at one height.
 
     Where the second is much narrower, a chain moves slowly between energy levels; E-BFMI is the
     ratio of the variances. A sampler that records no energy gets its potential instead.
@@ -177,11 +178,11 @@ def energy(draws: "Draws") -> "Figure":
     centred, change = (finite - np.nanmean(finite)).ravel(), np.diff(finite, axis=1).ravel()
     both = np.concatenate([centred, change])
     left.set_xlim(*limits(both))
-    for values_, colour, label in (
+    for part, colour, label in (
         (centred, MAIN, f"{what}, less its mean"),
         (change, CHAINS[1], "change in one draw"),
     ):
-        filled_density(left, values_, colour)
+        filled_density(left, part, colour, unit_height=True)
         left.plot([], [], color=colour, lw=6, alpha=0.5, label=label)
     left.legend(frameon=False, loc="upper right", handlelength=1, labelcolor=MUTED)
     left.spines["left"].set_visible(False)

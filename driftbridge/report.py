@@ -14,7 +14,7 @@ import numpy as np
 
 from driftbridge import plots
 from driftbridge.plot_elements import INK, LINE, MUTED, PAPER
-from driftbridge.samplers.diagnostics import COLUMNS, ESS_AT_LEAST, R_HAT_BELOW
+from driftbridge.samplers.diagnostics import COLUMNS, ESS_AT_LEAST, R_HAT_BELOW, r_hat_text
 
 if TYPE_CHECKING:
     from driftbridge.samplers.draws import Draws
@@ -113,7 +113,9 @@ def _tiles(draws: "Draws") -> str:
     varies = np.isfinite(c.ess_bulk)
     tiles = []
     if np.isfinite(c.r_hat).any():
-        tiles.append(("Largest R-hat", f"{np.nanmax(c.r_hat):.3f}", f"below {R_HAT_BELOW} wanted"))
+        tiles.append(
+            ("Largest R-hat", r_hat_text(np.nanmax(c.r_hat)), f"below {R_HAT_BELOW} wanted")
+        )
     if varies.any():
         for what, ess in (("bulk", c.ess_bulk), ("tail", c.ess_tail)):
             tiles.append(
@@ -184,7 +186,7 @@ def _number(column: str, value: float, error: float) -> str:
     if not np.isfinite(value):
         return "–" if np.isnan(value) else "∞"
     if column == "r_hat":
-        return f"{value:.3f}"
+        return r_hat_text(value)
     if column.startswith("ess"):
         return f"{value:,.0f}"
     if column.startswith("mcse"):

@@ -199,3 +199,20 @@ def test_errors_name_the_value(call, cure):
 def test_constant_block_counts_every_draw():
     # An indicator without variation carries no correlation: ArviZ's convention.
     assert estimators.ess(np.ones((1, 2, 10))).tolist() == [20]
+
+
+def test_a_passing_r_hat_never_reads_as_failing():
+    assert diagnostics.r_hat_text(1.00961) == "1.0096"
+    assert diagnostics.r_hat_text(1.00999999) == "1.00999999"
+    assert [diagnostics.r_hat_text(v) for v in (1.0042, 1.0101, np.inf)] == [
+        "1.004",
+        "1.010",
+        "inf",
+    ]
+
+
+def test_labels_follow_arviz():
+    values = {"a": np.zeros((2, 4)), "b": np.zeros((2, 4, 2)), "L": np.zeros((2, 4, 1, 2))}
+    flat, names = diagnostics.flatten(values, {"b": ("group",)}, {"group": ("x", "y")})
+    assert flat.shape == (2, 4, 5)
+    assert names == ("a", "b[x]", "b[y]", "L[0, 0]", "L[0, 1]")

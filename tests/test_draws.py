@@ -284,6 +284,7 @@ def test_bias_of_unadjusted_kernels(target):
     [
         ({"interrupted": True, "num_samples": 2000}, "interrupted"),
         ({"num_samples": 2000}, "fewer_draws"),
+        ({"num_samples": 2000, "unmet": "ESS of tau is 90"}, "unmet"),
     ],
 )
 def test_length(target, metadata, name):

@@ -70,15 +70,26 @@ class Convergence(NamedTuple):
             return "nothing varies: every parameter is constant"
         if self.converged:
             scale, bulk, tail = np.nanmax(self.r_hat), *map(np.nanmin, self[2:4])
-            return f"R-hat at most {scale:.3f}, bulk ESS at least {bulk:.0f}, tail {tail:.0f}"
+            return (
+                f"R-hat at most {r_hat_text(scale)}, bulk ESS at least {bulk:.0f}, tail {tail:.0f}"
+            )
         i = self.names.index(self.worst)
         if np.isnan(self.ess_bulk[i]):
             return f"{self.worst} cannot be judged: {self.reasons[i]}"
-        scale = f"R-hat {self.r_hat[i]:.3f}" if not self.reasons[i] else "no R-hat (one chain)"
+        known = not self.reasons[i]
+        scale = f"R-hat {r_hat_text(self.r_hat[i])}" if known else "no R-hat (one chain)"
         return (
             f"{self.worst} has {scale}, bulk ESS {self.ess_bulk[i]:.0f} and "
             f"tail ESS {self.ess_tail[i]:.0f}"
         )
+
+
+def r_hat_text(value: float) -> str:
+    """Three decimals, or as many as keep a value below the threshold below it."""
+    decimals = 3
+    while value < R_HAT_BELOW <= round(value, decimals) and decimals < 8:
+        decimals += 1
+    return f"{value:.{decimals}f}"
 
 
 def labels(

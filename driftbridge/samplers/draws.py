@@ -1,6 +1,7 @@
 """The result of sampling: draws in the user's names, with what is known about their quality."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from driftbridge.runtime.store import StoredArrays
 from driftbridge.samplers import diagnostics, exports
 from driftbridge.samplers.base import Sampler, Wrapper
 from driftbridge.samplers.constrained import constrained, log_densities
@@ -35,7 +37,8 @@ class Draws:
     - `tuned`: the sampler after warm-up, ready for the next run; None if it is not known.
     - `warnings`: findings of the driver; those that the draws themselves give follow them.
     - `metadata`: facts of the run that JSON can hold: `num_samples` (draws asked for),
-      `interrupted`, `num_groups` (groups of chains with one start each), `sampler`, `seed`,
+      `interrupted`, `unmet` (what a stopping rule still missed, in words), `num_groups` (groups
+      of neighbouring chains with one start each), `sampler`, `seed`,
       `num_warmup`, `thin`, `seconds_compile`, `seconds_warmup`, `seconds_sampling`,
       `gradients_warmup`, `gradients_sampling`, `versions`; every one may be missing.
     - `warmup`: draws of the warm-up, if they were kept.
@@ -72,6 +75,11 @@ class Draws:
         self._positions, self._stats = positions, stats
         self._warnings, self._parameters = tuple(warnings), parameters
 
+    def position_blocks(self, length: int = 4096) -> Iterator[np.ndarray]:
+        """Positions in parts of `length` draws, each with the last draw of the part before."""
+        for start in range(0, self.num_draws, length):
+            yield np.asarray(self._positions[:, max(start - 1, 0) : start + length])
+
     @cached_property
     def positions(self) -> np.ndarray:
         """Flat unconstrained draws, shape `(chains, draws, dim)`."""
@@ -83,8 +91,13 @@ class Draws:
         return {name: np.asarray(value) for name, value in self._stats.items()}
 
     @cached_property
-    def parameters(self) -> dict[str, np.ndarray]:
-        """Draws in the user's names and domains, each `(chains, draws, *event)`."""
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """Draws in the user's names and domains, each `(chains, draws, *event)`.
+
+        Those of a stored run are read from disk when they are asked for.
+        """
+        if isinstance(self._parameters, StoredArrays):
+            return self._parameters
         if self._parameters is not None:
             return {name: np.asarray(value) for name, value in self._parameters.items()}
         like = jax.ShapeDtypeStruct((self.dim,), self.positions.dtype)
@@ -127,18 +140,41 @@ class Draws:
         dims, coords = self.target.dims, self.target.coords
         return {
             label: (name, index)
-            for name, value in self.parameters.items()
+            for name, shape in self._shapes.items()
             for index, label in enumerate(
-                diagnostics.labels(name, value.shape[2:], dims.get(name), coords)
+                diagnostics.labels(name, shape[2:], dims.get(name), coords)
             )
         }
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        if isinstance(self.parameters, StoredArrays):
+            return self.parameters.shapes()
+        return {name: value.shape for name, value in self.parameters.items()}
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """All parameters in the order of `names`, in parts that fit in memory."""
+        if isinstance(self.parameters, StoredArrays):
+            for name in self.parameters:
+                yield from self.parameters.blocks(name)
+        else:
+            yield from self.parameters.values()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the draws to a new folder, which `driftbridge.load` reads.
+
+        **Raises:** `StoreError` if the folder holds something, or cannot be written.
+        """
+        from driftbridge.samplers.saved import save
+
+        save(self, path)
 
     @cached_property
     def statistics(self) -> dict[str, Float[np.ndarray, " params"]]:
         """The columns of `summary` as arrays in the order of `names`."""
         if not self.num_draws:
             return {name: np.full(len(self.names), np.nan) for name in diagnostics.COLUMNS}
-        tables = [diagnostics.summarise(value) for value in self.parameters.values()]
+        tables = [diagnostics.summarise(block) for block in self._blocks()]
         return {c: np.concatenate([np.ravel(t[c]) for t in tables]) for c in diagnostics.COLUMNS}
 
     @cached_property
@@ -148,8 +184,8 @@ class Draws:
         if not self.num_draws:
             reasons, scale = (diagnostics.TOO_SHORT,) * len(self.names), table["r_hat"]
         elif groups is None:
-            values = self.parameters.values()
-            reasons = [r for v in values for r in np.ravel(diagnostics.reasons(v)).tolist()]
+            blocks = self._blocks()
+            reasons = [r for b in blocks for r in np.ravel(diagnostics.reasons(b)).tolist()]
             scale = table["r_hat"]
         else:
             flat, names = diagnostics.flatten(self.parameters)
@@ -226,8 +262,8 @@ class Draws:
         return exports.to_arviz(self, predictive, key)
 
     def __repr__(self) -> str:
-        items = list(self.parameters.items())
-        shapes = [n + (str(list(v.shape[2:])) if v.ndim > 2 else "") for n, v in items[:12]]
+        items = list(self._shapes.items())
+        shapes = [name + (str(list(s[2:])) if s[2:] else "") for name, s in items[:12]]
         verdict = "converged" if self.convergence.converged else "NOT CONVERGED"
         lines = [
             f"Draws of {', '.join(shapes + ['...'] * (len(items) > 12))} by {self.sampler_name}",

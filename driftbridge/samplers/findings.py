@@ -1,5 +1,6 @@
 """What the reader of a run must know, as data."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -38,7 +39,8 @@ def findings(draws: "Draws") -> tuple[Finding, ...]:
 
     `not_converged`, `divergences` (more than 1 % of a chain's draws), `stuck` (a chain that kept
     its place for 100 steps), `acceptance` (a chain below half the mean), `energy` (E-BFMI below
-    0.3, adjusted kernels), `bias` (unadjusted kernels), `interrupted`, `fewer_draws`.
+    0.3, adjusted kernels), `bias` (unadjusted kernels), `interrupted`, `unmet` (a rule of `Until`),
+    `fewer_draws`.
     """
     if not draws.num_draws:
         return tuple(filter(None, [_length(draws)]))
@@ -84,6 +86,8 @@ def _cure(draws: "Draws", worst: int) -> str:
     least = float(np.nanmin(np.fmin(verdict.ess_bulk, verdict.ess_tail)))
     if verdict.reasons[worst]:
         return "Run at least four chains: one cannot be compared with another."
+    if _divergences(draws) is not None:
+        return "Cure the divergent steps first; more draws alone will not."
     if scale >= 1.05:
         return (
             "The chains are in different places: look at the trace and rank plots for chains "
@@ -119,16 +123,25 @@ def _divergences(draws: "Draws") -> Finding | None:
     )
 
 
-def longest_stay(positions: np.ndarray) -> np.ndarray:
-    """Largest number of successive draws that equal the one before, by chain."""
-    still = np.all(positions[:, 1:] == positions[:, :-1], axis=2)
-    steps = np.arange(1, still.shape[1] + 1)
-    last_move = np.maximum.accumulate(np.where(still, 0, steps), axis=1)
-    return np.max(steps - last_move, axis=1, initial=0)
+def longest_stay(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Largest number of successive draws that equal the one before, by chain.
+
+    `blocks` are parts of the positions `(chains, draws, dim)`, each (but the first) beginning with
+    the last draw of the part before.
+    """
+    longest = running = np.zeros((), int)
+    for block in blocks:
+        still = np.all(block[:, 1:] == block[:, :-1], axis=2)
+        steps = np.arange(1, still.shape[1] + 1)
+        last_move = np.maximum.accumulate(np.where(still, 0, steps), axis=1)
+        stay = steps - last_move + np.where(last_move == 0, running[..., None], 0)
+        longest = np.maximum(longest, np.max(stay, axis=1, initial=0))
+        running = stay[:, -1] if stay.shape[1] else running
+    return np.asarray(longest)
 
 
 def _stuck(draws: "Draws") -> Finding | None:
-    stay = longest_stay(draws.positions) * int(draws.metadata.get("thin", 1))
+    stay = longest_stay(draws.position_blocks()) * int(draws.metadata.get("thin", 1))
     chains = np.flatnonzero(stay >= STUCK_STEPS)
     if not len(chains):
         return None
@@ -197,6 +210,10 @@ def _length(draws: "Draws") -> Finding | None:
     kept = f"{draws.num_draws} draws a chain{of}"
     if interrupted:
         return Finding("interrupted", f"Interrupted: {kept} are here.", float(draws.num_draws))
+    if unmet := draws.metadata.get("unmet"):
+        return Finding(
+            "unmet", f"Stopped at a limit: {unmet}. {kept[0].upper()}{kept[1:]} are here."
+        )
     if isinstance(wanted, int) and draws.num_draws < wanted:
         return Finding("fewer_draws", f"Fewer draws: {kept} are here.", float(draws.num_draws))
     return None
