@@ -1,5 +1,6 @@
 """Generalised linear models: regressions whose batched score is two matrix products."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -207,6 +208,10 @@ def _numbers(array, name):
     if isinstance(array, jax.Array) and not is_concrete(array):
         return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
     array = np.asarray(array)
+    if array.dtype.kind == "O":
+        # Columns with gaps: None becomes nan, which is then reported by row.
+        with contextlib.suppress(TypeError, ValueError):
+            array = array.astype(float)
     if array.dtype.kind not in "fiub":
         raise ValueError(
             f"{name} must hold numbers; got dtype {array.dtype}. Code categories as indicators."
