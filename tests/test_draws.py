@@ -250,7 +250,9 @@ def test_divergences_by_chain(target):
 def test_stuck_chain_counts_thinned_steps(target):
     x = positions()
     x[3, 400:421] = x[3, 400]
-    assert longest_stay(x).tolist() == [0, 0, 0, 20]
+    assert longest_stay([x]).tolist() == [0, 0, 0, 20]
+    # Parts share one draw, and the stay goes across them.
+    assert longest_stay([x[:, :408], x[:, 407:415], x[:, 414:]]).tolist() == [0, 0, 0, 20]
     assert "stuck" not in names_of(make(target, x))
     found = [f for f in make(target, x, metadata={"thin": 5}).warnings if f.name == "stuck"]
     assert found[0].chains == (3,) and found[0].value == 100
