@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from driftbridge.samplers.adjusted_kinetic import AdjustedKinetic
 from driftbridge.samplers.base import Sampler
+from driftbridge.samplers.high_order import ALIGN, QUICSORT, ShOULD
 from driftbridge.samplers.hmc import HMC, JitteredHMC
 from driftbridge.samplers.kinetic import KLMC, RandomizedMidpointKinetic
 from driftbridge.samplers.langevin import LMC, RandomizedMidpoint
@@ -27,6 +28,9 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "BUBUB": lambda step_size=0.1, **numbers: Splitting("BUBUB", step_size, **numbers),
     "OABAO": lambda step_size=0.1, **numbers: Splitting("OABAO", step_size, **numbers),
     "BOBA": lambda step_size=0.1, **numbers: Splitting("BOBA", step_size, **numbers),
+    "ALIGN": ALIGN,
+    "ShOULD": ShOULD,
+    "QUICSORT": QUICSORT,
     "MALA": MALA,
     "AdjustedKinetic": AdjustedKinetic,
     "HMC": HMC,

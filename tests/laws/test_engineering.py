@@ -146,12 +146,12 @@ def test_gradients_are_counted_as_executed(sampler):
     target, position = Counting([]), jnp.asarray(START)
     state = sampler.init(target, position)
     jax.effects_barrier()
+    compiled = jax.jit(lambda state, noise: sampler.step(target, state, noise))
     executed, declared = [], []
     for seed in range(5):
         target.count.clear()
         noise = sampler.noise(jax.random.key(seed), position)
-        state, info = sampler.step(target, state, noise)
-        jax.block_until_ready(state)
+        state, info = jax.block_until_ready(compiled(state, noise))
         jax.effects_barrier()
         executed.append(len(target.count))
         declared.append(int(info.num_gradients))
