@@ -10,6 +10,7 @@ from driftbridge.samplers.draws import Draws as Draws
 from driftbridge.samplers.driver import SamplingError as SamplingError
 from driftbridge.samplers.sample import resume as resume
 from driftbridge.samplers.sample import sample as sample
+from driftbridge.samplers.saved import load as load
 from driftbridge.samplers.until import Until as Until
 from driftbridge.targets.base import Target as Target
 from driftbridge.targets.density import from_density as from_density

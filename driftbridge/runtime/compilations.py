@@ -22,9 +22,9 @@ class _Totals:
 _totals = _Totals()
 
 
-def _listen(event: str, duration: float, **_: object) -> None:
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event in _STAGES:
-        _totals.seconds += duration
+        _totals.seconds += duration_secs
     if event == _EVENT:
         _totals.programs += 1
 

@@ -1,9 +1,10 @@
 """The driver's door: every floating leaf becomes a strongly typed array of one dtype."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 
 def default_dtype() -> np.dtype:
@@ -11,7 +12,10 @@ def default_dtype() -> np.dtype:
     return np.dtype(jnp.result_type(float))
 
 
-def cast_floating(tree: PyTree, dtype) -> PyTree:
+Tree = TypeVar("Tree")
+
+
+def cast_floating(tree: Tree, dtype) -> Tree:
     """Return `tree` with every floating leaf (Python floats included) as an array of `dtype`.
 
     Integer, boolean and key arrays are left alone: they are indices, counts or random keys.

@@ -41,6 +41,42 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+class StoredArrays(Mapping[str, np.ndarray]):
+    """Arrays `(chain, draw, *event)` by name that stay on disk until they are read."""
+
+    # Numbers read at once by `blocks`.
+    BLOCK = 1 << 21
+
+    def __init__(self, handles: Mapping[str, Any]):
+        self.handles = handles
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.asarray(self.handles[name][:])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.handles)
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, read from metadata alone."""
+        return {name: tuple(handle.shape) for name, handle in self.handles.items()}
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """An array in parts `(chain, draw, entries)` of bounded size, over its flattened event."""
+        handle = self.handles[name]
+        chains, draws, *event = handle.shape
+        if not event:
+            yield np.asarray(handle[:])[..., None]
+            return
+        row = max(chains * draws * int(np.prod(event[1:])), 1)
+        step = max(1, self.BLOCK // row)
+        for start in range(0, event[0], step):
+            part = np.asarray(handle[:, :, start : start + step])
+            yield part.reshape(chains, draws, -1)
+
+
 class DrawStore:
     """Groups of arrays `(chain, draw, ...)` in one Zarr directory.
 
@@ -179,16 +215,17 @@ class DrawStore:
             elif array.metadata.dimension_names[:2] == ("chain", "draw"):
                 array.resize((array.shape[0], length, *array.shape[2:]))
 
-    def read(self, group: str) -> dict[str, np.ndarray]:
-        """All arrays of a group that have a draw axis."""
-        return dict(self.each(group))
-
-    def each(self, group: str) -> Iterator[tuple[str, np.ndarray]]:
-        """The arrays of a group that have a draw axis, one after another."""
-        if group in self.root:
-            for name, array in self.root[group].arrays():
-                if array.metadata.dimension_names[:2] == ("chain", "draw"):
-                    yield name, np.asarray(array[:])
+    def arrays(self, group: str) -> "StoredArrays":
+        """The arrays of a group that have a draw axis, read when they are asked for."""
+        if group not in self.root:
+            return StoredArrays({})
+        return StoredArrays(
+            {
+                name: array
+                for name, array in self.root[group].arrays()
+                if array.metadata.dimension_names[:2] == ("chain", "draw")
+            }
+        )
 
     def labels(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
         """`dims` and `coords` of the posterior, as a target gives them."""

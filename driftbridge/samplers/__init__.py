@@ -29,6 +29,7 @@ from driftbridge.samplers.reducers import Mean as Mean
 from driftbridge.samplers.reducers import Mixing as Mixing
 from driftbridge.samplers.reducers import Quantiles as Quantiles
 from driftbridge.samplers.reducers import Reducer as Reducer
+from driftbridge.samplers.run import run as run
 from driftbridge.samplers.splitting import ABOBA as ABOBA
 from driftbridge.samplers.splitting import BAOAB as BAOAB
 from driftbridge.samplers.splitting import BUB as BUB

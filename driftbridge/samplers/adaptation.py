@@ -121,12 +121,13 @@ class Warmup(Adaptation):
     def update(self, state, sampler, states, infos):
         rule = self.rule(sampler)
         step_size, sampler = rule.update(state.step_size, sampler, states, infos)
+        assert isinstance(sampler, Preconditioned)  # `init` has made it one
         schedule = state.schedule
-        if not sampler.facts.adjusted:
+        if isinstance(sampler.sampler, WithEnergyError):
             arrived = schedule.step + 1 >= schedule.window_start
             approach = jnp.where(arrived, 0.0, sampler.sampler.approach)
             sampler = eqx.tree_at(lambda s: s.sampler.approach, sampler, approach)
-        if state.moments is None:
+        if state.moments is None or not isinstance(sampler.metric, DiagonalMetric):
             schedule = schedule._replace(step=schedule.step + 1)
             return WarmupState(schedule, step_size, None), sampler
 
@@ -142,6 +143,7 @@ class Warmup(Adaptation):
 
     def finish(self, state, sampler):
         final = self.rule(sampler).finish(state.step_size, sampler)
+        assert isinstance(final, Preconditioned)
         if isinstance(final.sampler, WithEnergyError):
             return Preconditioned(final.sampler.sampler, final.metric)
         return final

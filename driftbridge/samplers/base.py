@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
 
 from driftbridge.targets.base import Target
@@ -128,7 +129,7 @@ class Sampler(eqx.Module):
 
         `step_size` here; methods with another unit of time override it.
         """
-        return self.step_size  # pyright: ignore[reportAttributeAccessIssue]
+        return step_size_of(self)
 
     def energy_error(self, before: Point, after: Point) -> Float[Array, ""]:
         """Energy error of one step, from its end points alone: what `WithEnergyError` reports.
@@ -169,9 +170,14 @@ def innermost(sampler: Sampler) -> Sampler:
     return sampler
 
 
+def step_size_of(sampler: Sampler) -> Any:
+    """Step size of the sampler inside all wrappers."""
+    return innermost(sampler).step_size  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def with_step_size(sampler: Sampler, step_size: Scalar) -> Sampler:
     """The same sampler with another step size, through all wrappers."""
-    return eqx.tree_at(lambda s: innermost(s).step_size, sampler, step_size)
+    return eqx.tree_at(step_size_of, sampler, step_size)
 
 
 def require_positive(**values) -> None:
@@ -181,7 +187,7 @@ def require_positive(**values) -> None:
     """
     for name, value in values.items():
         if isinstance(value, float | int | np.ndarray | jax.Array) and not isinstance(
-            value, jax.core.Tracer
+            value, Tracer
         ):
             concrete = np.asarray(value)
             if not np.all((concrete > 0) & np.isfinite(concrete)):

@@ -31,7 +31,7 @@ def _in_blocks(function, positions: np.ndarray):
         part = flat[start : start + BLOCK]
         padded = np.concatenate([part, np.repeat(part[-1:], BLOCK - len(part), axis=0)])
         out = function(jnp.asarray(padded))
-        outs.append(jax.tree.map(lambda leaf, n=len(part): np.asarray(leaf)[:n], out))
+        outs.append(jax.tree.map(lambda leaf, kept=part: np.asarray(leaf)[: len(kept)], out))
     return jax.tree.map(
         lambda *parts: np.concatenate(parts).reshape(chains, draws, *parts[0].shape[1:]), *outs
     )

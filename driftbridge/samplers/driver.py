@@ -174,23 +174,37 @@ def to_host(leaf, draws: int) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(np.asarray(leaf)[:draws], 0, 1))
 
 
-def new_buffer(target, chains: Chains, keys, mesh: Mesh | None) -> Record:
-    """An empty record for as many draws as `BUFFER_BYTES` hold, a multiple of `GRID`."""
+def record_shapes(target: Target, chains: Chains, keys) -> Record:
+    """Shapes of the record of one draw, `(chains, ...)` each."""
 
     def one(chains, keys):
-        position = chains.states.position
-        noise = block_noise(chains.sampler, keys, jnp.arange(1), position)
+        noise = block_noise(
+            chains.sampler, keys, jnp.arange(1, dtype=jnp.int32), chains.states.position
+        )
         noise = jax.tree.map(lambda leaf: leaf[0], noise)
         return record_of(*transition(target, chains.sampler, chains.states, noise))
 
-    record = jax.eval_shape(one, chains, keys)
-    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(record))
+    return jax.eval_shape(one, chains, keys)
+
+
+def empty_record(target: Target, chains: Chains, keys, capacity: int) -> Record:
+    """A record for `capacity` draws, traced or not."""
+    shapes = record_shapes(target, chains, keys)
+    return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+
+
+def new_buffer(target: Target, chains: Chains, keys, mesh: Mesh | None) -> Record:
+    """An empty record for as many draws as `BUFFER_BYTES` hold, a multiple of `GRID`."""
+    shapes = record_shapes(target, chains, keys)
+    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     capacity = GRID * max(1, min(64, BUFFER_BYTES // (row * GRID)))
     sharding = None
     if mesh is not None:
         sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
     return jax.tree.map(
-        lambda leaf: jax.device_put(np.zeros((capacity, *leaf.shape), leaf.dtype), sharding), record
+        # NumPy's zeros compile nothing.
+        lambda leaf: jax.device_put(np.zeros((capacity, *leaf.shape), leaf.dtype), sharding),
+        shapes,
     )
 
 

@@ -100,7 +100,7 @@ class WithEnergyError(Wrapper):
         start = choose(approaching, self.sampler.refuse(state.inner), state.inner)
         inner, info = self.sampler.step(target, start, noise.inner)
         new = EnergyState(inner.position, inner, *target.value_and_score(inner.position))
-        # With a fresh velocity every kinetic step is a Langevin step: there the ratio is the general one.
+        # With a fresh velocity a kinetic step is a Langevin step, and has its ratio.
         error = jnp.where(
             approaching,
             Sampler.energy_error(self.sampler, state.point, new.point),

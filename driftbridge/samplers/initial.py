@@ -73,7 +73,7 @@ def starting_positions(
     chains: Int[Array, " chains"],
     like: Float[Array, " dim"],
 ) -> tuple[Float[Array, "chains dim"], Bool[Array, " chains"]]:
-    """A start for every chain, and whether it is usable. Attempt `a` of chain `c` has its own key."""
+    """A start for every chain, and whether it is usable; every attempt of a chain has its key."""
 
     def propose(attempt):
         def one(chain):

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +12,9 @@ from driftbridge.runtime.store import GRID, DrawStore, StoreError
 from driftbridge.samplers import diagnostics
 from driftbridge.samplers.base import Sampler
 from driftbridge.samplers.constrained import constrained
+from driftbridge.samplers.diagnosis import Diagnosis
 from driftbridge.samplers.draws import Draws
+from driftbridge.samplers.reduced_draws import ReducedDraws
 from driftbridge.samplers.reducers import Mean, Mixing, Reducer
 from driftbridge.targets.base import Target
 
@@ -20,19 +22,6 @@ Stats = Mapping[str, np.ndarray]
 
 # Statistics of which reducers keep the sums.
 SUMMED = ("acceptance_rate", "is_divergent", "num_gradients")
-
-
-class Diagnosis(NamedTuple):
-    """Mixing of every parameter; arrays follow `names`.
-
-    `error` is the Monte Carlo standard error of the mean in posterior standard deviations.
-    """
-
-    names: tuple[str, ...]
-    r_hat: np.ndarray
-    ess_bulk: np.ndarray
-    ess_tail: np.ndarray
-    error: np.ndarray
 
 
 def diagnose(parameters: Iterable[tuple[str, np.ndarray]], target: Target) -> Diagnosis:
@@ -172,8 +161,35 @@ class OnDisk(Keeper):
                 self.store.truncate(group, count)
 
     def diagnose(self):
-        # One parameter after another, so that memory holds one.
-        return diagnose(self.store.each("posterior"), self.target)
+        return diagnose(self.store.arrays("posterior").items(), self.target)
+
+    def draws(self, tuned, metadata):
+        return stored_draws(self.store, self.target, tuned, metadata)
+
+
+def stored_draws(
+    store: DrawStore, target: Target, tuned: Sampler | None, metadata: dict[str, Any]
+) -> Draws:
+    """The draws of a store, which stay on disk until they are read."""
+
+    def of(phase: str, **more) -> Draws | None:
+        positions = store.arrays(OnDisk.group(phase, "unconstrained_posterior"))
+        if "position" not in positions:
+            return None
+        return Draws(
+            target,
+            positions.handles["position"],
+            store.arrays(OnDisk.group(phase, "sample_stats")).handles,
+            parameters=store.arrays(OnDisk.group(phase, "posterior")),
+            **more,
+        )
+
+    kept = of("sampling", tuned=tuned, metadata=metadata, warmup=of("warmup", tuned=None))
+    if kept is None:
+        raise StoreError(
+            f"{store.path} holds no draws after warm-up yet; go on with driftbridge.resume."
+        )
+    return kept
 
 
 class Reduced(Keeper):
@@ -239,6 +255,17 @@ class Reduced(Keeper):
         r_hat = found.get("nested_r_hat", found["r_hat"])
         return Diagnosis(self.names, r_hat, found["ess"], found["ess"], 1 / np.sqrt(found["ess"]))
 
+    def draws(self, tuned, metadata):
+        return ReducedDraws(
+            self.target,
+            diagnosis=self.diagnose(),
+            reductions=self.results(),
+            sums=dict(self._sums),
+            num_draws=self._counts["sampling"],
+            tuned=tuned,
+            metadata=metadata,
+        )
+
     def results(self) -> dict[str, dict[str, np.ndarray]]:
         """Results of every reducer, by the reducer's name.
 
@@ -250,10 +277,6 @@ class Reduced(Keeper):
                 state = reducer.update(state, self._waiting)
             out[type(reducer).__name__] = dict(reducer.result(state))
         return out
-
-    def sums(self) -> dict[str, np.ndarray]:
-        """Sums over kept draws of the statistics named in `SUMMED`, shape `(chains,)`."""
-        return dict(self._sums)
 
 
 def names_of(target: Target) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 def normals_and_uniforms(
     key: Key[Array, ""], shape: tuple[int, ...], dtype, uniforms: tuple[int, ...] = ()
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Independent standard normals of a shape, and uniforms on [0, 1) of another (one, unless said).
+    """Independent standard normals of a shape, and uniforms on [0, 1) of another (one by default).
 
     One call of the generator: splitting the key for two calls would double the time that noise
     takes to draw, and to compile. Normals are `sqrt(2) erfinv(u)`, `u` uniform on (-1, 1), as in

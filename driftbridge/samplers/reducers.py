@@ -57,7 +57,7 @@ class Mean(Reducer):
 
 
 class Covariance(Reducer):
-    """`mean`, shape `(params,)`, and `covariance`, shape `(params, params)`, merged as in `Mean`."""
+    """`mean`, shape `(params,)`, and `covariance`, `(params, params)`, merged as in `Mean`."""
 
     def empty(self, chains, params):
         return np.zeros(()), np.zeros(params), np.zeros((params, params))
@@ -90,8 +90,8 @@ class Quantiles(Reducer):
 
     Levels of buffers; a full buffer of weight `w` is sorted and every second entry goes up with
     weight `2w`, even and odd ones in turn. One such step moves the rank of any number by at most
-    `w`; `rank_error`, the sum of these over the total weight, bounds the error of a probability. With
-    the default size it stays below 1 % up to 10^9 draws; what is met is usually ten times less.
+    `w`; `rank_error`, the sum of these over the total weight, bounds the error of a probability.
+    With the default size it stays below 1 % up to 10^9 draws; what is met is usually far less.
 
     **Arguments:**
 
@@ -159,8 +159,8 @@ class Mixing(Reducer):
 
     A chain is held as at most 64 batches (mean and squares of each); when they are full, neighbours
     merge and batches are twice as long. With `b` batches of length `L`,
-    `ess = n var / (L var(batch means))`, relative error about `sqrt(2 / (b chains))`. The R-hats are
-    of values, not ranks: heavy tails can hide in them. NaN below four batches.
+    `ess = n var / (L var(batch means))`, relative error about `sqrt(2 / (b chains))`. The R-hats
+    are of values, not ranks: heavy tails can hide in them. NaN below four batches.
 
     **Arguments:**
 

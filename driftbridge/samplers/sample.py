@@ -37,6 +37,7 @@ from driftbridge.samplers.hmc import JitteredHMC
 from driftbridge.samplers.initial import start
 from driftbridge.samplers.keeping import InMemory, Keeper, OnDisk, Reduced
 from driftbridge.samplers.reducers import Reducer
+from driftbridge.samplers.saved import write_result
 from driftbridge.samplers.stored import checkpoint, describe, rebuild
 from driftbridge.samplers.until import Until
 from driftbridge.targets.base import Target
@@ -83,26 +84,25 @@ def sample(
     **Raises:** `ValueError` or `TypeError` for arguments that cannot work, `SamplingError` where
     every chain fails, `StoreError` where the store cannot be written.
     """
-    sampler = JitteredHMC() if sampler is None else sampler
+    chosen: Sampler = JitteredHMC() if sampler is None else sampler
     counts = {"num_warmup": num_warmup, "num_chains": num_chains, "thin": thin}
     check_counts(num_samples, **counts)
     dtype = position_dtype(init)
-    target, sampler, adapt = (cast_floating(part, dtype) for part in (target, sampler, adapt))
-    check_target(target, sampler, dtype)
+    target, chosen = cast_floating(target, dtype), cast_floating(chosen, dtype)
+    adapt = cast_floating(adapt, dtype)
+    check_target(target, chosen, dtype)
     check_mesh(mesh, num_chains)
     key = as_key(key)
     keys = streams(key)
     positions = start(target, init, keys.start, num_chains, dtype, over_devices(mesh))
 
-    reducers = None if keep == "draws" else tuple(keep)
-    if isinstance(keep, str) and keep != "draws":
-        raise ValueError(f'keep must be "draws" or a sequence of reducers; got {keep!r}.')
-    if num_warmup == 0 or not adapts(innermost(sampler)):
+    reducers = reducers_of(keep)
+    if num_warmup == 0 or not adapts(innermost(chosen)):
         adapt = None
     draw_store = None
     if store is not None:
-        draw_store = DrawStore.create(store, {"sampler": type(innermost(sampler)).__name__})
-        parts = {"target": target, "sampler": sampler, "adapt": adapt, "reducers": reducers}
+        draw_store = DrawStore.create(store, {"sampler": type(innermost(chosen)).__name__})
+        parts = {"target": target, "sampler": chosen, "adapt": adapt, "reducers": reducers}
         settings = {
             **counts,
             "dtype": np.dtype(dtype).name,
@@ -113,7 +113,7 @@ def sample(
     run = Run(
         target=target,
         adapt=adapt,
-        chains=begin(target, sampler, adapt, positions, jnp.asarray(num_warmup, jnp.int32)),
+        chains=begin(target, chosen, adapt, positions, jnp.asarray(num_warmup, jnp.int32)),
         keys=keys,
         chain_keys=keys_of_chains(keys, num_chains, mesh),
         keeper=keeper_for(target, reducers, draw_store, num_chains),
@@ -151,17 +151,18 @@ def resume(
     draw_store = DrawStore.open(path)
     parts, settings = rebuild(path, {"target": target})
     check_counts(num_samples, **{k: settings[k] for k in ("num_warmup", "num_chains", "thin")})
-    target, sampler, adapt = parts["target"], parts["sampler"], parts["adapt"]
+    whole: Target = parts["target"]
+    sampler, adapt = parts["sampler"], parts["adapt"]
     chains_count, dtype = settings["num_chains"], np.dtype(settings["dtype"])
     check_mesh(mesh, chains_count)
     keys = streams(jax.random.wrap_key_data(jnp.asarray(settings["key"], jnp.uint32)))
     leaves, facts = draw_store.load_checkpoint()
 
     def fresh(positions):
-        chains = begin(target, sampler, adapt, positions, jnp.int32(settings["num_warmup"]))
-        return settle(target, adapt, chains) if adapt is not None and facts["settled"] else chains
+        chains = begin(whole, sampler, adapt, positions, jnp.int32(settings["num_warmup"]))
+        return settle(whole, adapt, chains) if adapt is not None and facts["settled"] else chains
 
-    like = jax.ShapeDtypeStruct((chains_count, target.dim), dtype)
+    like = jax.ShapeDtypeStruct((chains_count, whole.dim), dtype)
     structure = jax.tree.structure(jax.eval_shape(fresh, like))
     arrays, kept = leaves[: facts["leaves"]], leaves[facts["leaves"] :]
     chains = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in arrays])
@@ -169,12 +170,12 @@ def resume(
         states = jax.device_put(chains.states, over_devices(mesh))
         chains = chains._replace(states=states)
     run = Run(
-        target=target,
+        target=whole,
         adapt=None if facts["settled"] else adapt,
         chains=chains,
         keys=keys,
         chain_keys=keys_of_chains(keys, chains_count, mesh),
-        keeper=keeper_for(target, parts["reducers"], draw_store, chains_count),
+        keeper=keeper_for(whole, parts["reducers"], draw_store, chains_count),
         thin=settings["thin"],
         num_warmup=settings["num_warmup"],
         step=facts["step"],
@@ -203,7 +204,10 @@ def execute(run: Run, num_samples: int | Until, store: DrawStore | None) -> Draw
         if run.keeper.count("sampling") == 0:
             raise
         interrupted = True
-    return result(run, num_samples, interrupted, unmet)
+    draws = result(run, num_samples, interrupted, unmet)
+    if store is not None:
+        write_result(store.path, run.target, draws.tuned, draws.metadata)
+    return draws
 
 
 def draw_until(run: Run, until: Until) -> str | None:
@@ -241,6 +245,15 @@ def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | N
     for finding in draws.warnings:
         print(f"driftbridge: {finding.message}", file=sys.stderr)
     return draws
+
+
+def reducers_of(keep: str | Sequence[Reducer]) -> tuple[Reducer, ...] | None:
+    """The reducers of a `keep` argument, None for draws."""
+    if keep == "draws":
+        return None
+    if isinstance(keep, str) or not all(isinstance(reducer, Reducer) for reducer in keep):
+        raise ValueError(f'keep must be "draws" or a sequence of reducers; got {keep!r}.')
+    return tuple(keep)
 
 
 def keeper_for(

@@ -13,7 +13,7 @@ from driftbridge.samplers.base import (
     Sampler,
     State,
     Wrapper,
-    innermost,
+    step_size_of,
     with_step_size,
 )
 from driftbridge.samplers.energy_error import WithEnergyError
@@ -71,7 +71,7 @@ class DualAveraging(StepSizeRule):
             raise ValueError(f"target must lie between 0 and 1; got {self.target}.")
 
     def init(self, sampler):
-        log_step = jnp.log(jnp.asarray(innermost(sampler).step_size))
+        log_step = jnp.log(jnp.asarray(step_size_of(sampler)))
         zero = jnp.zeros_like(log_step)
         return DualAveragingState(zero, zero, log_step, log_step + jnp.log(10.0)), sampler
 
@@ -99,7 +99,7 @@ class DualAveraging(StepSizeRule):
         state = DualAveragingState(
             *(jnp.where(now, new, old) for new, old in zip(fresh, state, strict=True))
         )
-        step = innermost(sampler).step_size
+        step = step_size_of(sampler)
         return state, with_step_size(sampler, jnp.where(now, jnp.exp(fresh.log_average), step))
 
     def finish(self, state, sampler):
@@ -142,13 +142,15 @@ class EnergyRule(StepSizeRule):
             raise ValueError(f"bias must lie between 0 and 1; got {self.bias}.")
 
     def init(self, sampler):
+        energy_wrapper(sampler)
         approach, sampler = DualAveraging(0.7).init(sampler)
         return EnergyRuleState(approach, *(jnp.zeros_like(approach.count),) * 2), sampler
 
     def update(self, state, sampler, states, infos):
         approach, approaching = DualAveraging(0.7).update(state.approach, sampler, states, infos)
-        step, order = innermost(sampler).step_size, sampler.facts.energy_order
-        goal = 4 * self.bias**3 * states.position[0].size
+        step, order = step_size_of(sampler), sampler.facts.energy_order
+        assert infos.energy_error is not None  # `init` has asked for it
+        goal = 4 * jnp.asarray(self.bias) ** 3 * states.position[0].size
         # Far beyond the goal the h^p law does not hold: the cap still halves the step.
         ratio = jnp.minimum(infos.energy_error**2 / goal, 1e3)
         count = state.count + 1
@@ -157,7 +159,7 @@ class EnergyRule(StepSizeRule):
         factor = jnp.clip(mean ** (-1 / order), 0.5, 1.5)
 
         on_the_way = energy_wrapper(sampler).approach > 0
-        step = jnp.where(on_the_way, innermost(approaching).step_size, step * factor)
+        step = jnp.where(on_the_way, step_size_of(approaching), step * factor)
         arrived = EnergyRuleState(state.approach, mean * factor**order, count)
         new = EnergyRuleState(approach, state.mean, state.count)
         state = jax.tree.map(lambda a, b: jnp.where(on_the_way, a, b), new, arrived)

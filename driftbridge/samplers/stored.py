@@ -67,9 +67,9 @@ def rebuild(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str
         part = cast_floating(part, np.dtype(facts["settings"]["dtype"]))
         if (found := fingerprint(part)) != entry["fingerprint"]:
             raise StoreError(
-                f"the {name} given is not the one of the run in {path} (fingerprint {found}, stored "
-                f"{entry['fingerprint']}): its data or settings differ. Resume with the same "
-                f"{name}, or start a new run in another folder."
+                f"the {name} given is not the one of the run in {path} (fingerprint {found}, "
+                f"stored {entry['fingerprint']}): its data or settings differ. Resume with the "
+                f"same {name}, or start a new run in another folder."
             )
         parts[name] = part
     return parts, facts["settings"]

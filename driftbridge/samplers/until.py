@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from driftbridge.samplers import diagnostics
-from driftbridge.samplers.keeping import Diagnosis
+from driftbridge.samplers.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True)
