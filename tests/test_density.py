@@ -204,9 +204,9 @@ def test_a_logistic_regression_in_two_lines(x64):
         (
             lambda: from_density(lambda p, d: 0.0, 0.0, np.array(["u"])),
             TypeError,
-            "dtype <U1",
+            "argument 0 is an array of dtype <U1",
         ),
-        (lambda: from_density(lambda p, d: 0.0, 0.0, {1, 2}), TypeError, "a set"),
+        (lambda: from_density(lambda p, d: 0.0, 0.0, {1, 2}), TypeError, "argument 0 is a set"),
         (lambda: from_density(lambda p, d: 0.0, 0.0), TypeError, "missing 1 required"),
         (
             lambda: from_density(lambda p: 0.0, {"a.b": 0.0, "a": {"b": 0.0}}),

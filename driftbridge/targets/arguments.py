@@ -1,4 +1,4 @@
-"""Arguments of a user's function: arrays as leaves, everything else static."""
+"""A user's function with its arguments: arrays as leaves, everything else static."""
 
 import contextlib
 from typing import Any
@@ -13,7 +13,7 @@ from driftbridge.runtime.dtypes import default_dtype
 
 
 class Arguments(eqx.Module):
-    """A tree of arguments whose arrays and floats can change without compiling again.
+    """A function with its arguments, of which arrays and floats can change without compiling again.
 
     Arrays of numbers and Python or NumPy floats become leaves. Integers, booleans, strings and
     functions are static: they may set shapes and branches, and another value compiles again. `None`
@@ -24,19 +24,24 @@ class Arguments(eqx.Module):
     static: tuple[Any, ...] = eqx.field(static=True)
     treedef: Any = eqx.field(static=True)
 
-    def __init__(self, tree: Any):
-        paths, self.treedef = jax.tree.flatten_with_path(tree)
-        leaves = [_leaf(jax.tree_util.keystr(path), leaf) for path, leaf in paths]
+    def __init__(self, fn: Any, args: tuple = (), kwargs: dict[str, Any] | None = None):
+        paths, self.treedef = jax.tree.flatten_with_path((fn, args, kwargs or {}))
+        leaves = [_leaf(_name(path), leaf) for path, leaf in paths]
         self.arrays = tuple(leaf for leaf in leaves if isinstance(leaf, jax.Array))
         # None marks an array: a None that was given is structure, never a leaf.
         self.static = tuple(None if isinstance(leaf, jax.Array) else leaf for leaf in leaves)
 
     @property
-    def tree(self) -> Any:
-        """The tree as it was given."""
+    def tree(self) -> tuple[Any, tuple, dict[str, Any]]:
+        """The function, its positional and its keyword arguments."""
         arrays = iter(self.arrays)
         leaves = [next(arrays) if leaf is None else leaf for leaf in self.static]
         return jax.tree.unflatten(self.treedef, leaves)
+
+
+def _name(path):
+    """The position or keyword of an argument, with the path inside it."""
+    return jax.tree_util.keystr(path[1:], simple=True, separator=".")
 
 
 def _leaf(name, value):

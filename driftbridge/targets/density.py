@@ -41,7 +41,7 @@ class Density(Target):
 
     def _value(self, x):
         """What the user's function returns."""
-        fn, data = self.arguments.tree
+        fn, data, _ = self.arguments.tree
         return fn(jax.tree.unflatten(self.treedef, list(self.constrain(x).values())), *data)
 
     def constrain(self, x: Float[Array, " dim"]) -> dict[str, Float[Array, "..."]]:
@@ -113,7 +113,7 @@ def from_density(
         except ValueError as error:
             raise ValueError(f"parameter {name!r}: {error}") from None
     layout = Layout(names, tuple(free_shapes))
-    target = Density(layout.dim, Arguments((fn, data)), chosen, layout, shapes, treedef)
+    target = Density(layout.dim, Arguments(fn, data), chosen, layout, shapes, treedef)
     _require_scalar(target)
     return target
 

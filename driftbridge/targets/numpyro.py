@@ -127,7 +127,7 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
     **Raises:** `ValueError` for a model without latent sites, with discrete latent sites, `Delta`
     latent sites, `param` or `mutable` sites, or subsampling plates; each with its cure.
     """
-    arguments = Arguments((model, args, kwargs))
+    arguments = Arguments(model, args, kwargs)
     found = []
 
     def trace(arguments):
@@ -153,7 +153,7 @@ def _run(arguments, substitute, dtype=None, *, key=None, checking=False):
         return handlers.trace(substituted).get_trace(*args, **kwargs)
 
 
-def _inputs(arguments, dtype) -> tuple[Any, tuple, dict]:
+def _inputs(arguments, dtype) -> tuple[Any, tuple, dict[str, Any]]:
     """The model and its arguments, arrays in the precision of `dtype` if there is one."""
     if dtype is None:
         return arguments.tree
