@@ -214,7 +214,7 @@ def intervals(draws: "Draws", names: Sequence[str] | None = None, count: int = 4
     varying = draws.worst(len(draws.names))
     shown = list(names or (draws.names if len(draws.names) <= count else varying[:count]))
     shown = [n for n in draws.names if n in set(shown) & set(varying)] if names is None else shown
-    ends = np.array([np.quantile(draws.column(name), CENTRAL) for name in shown])
+    ends = np.quantile([draws.column(n).ravel().astype(float) for n in shown], CENTRAL, axis=1).T
     panels = _panels(ends, shown)
     figure = new_figure(0.23 * len(shown) + 0.42 * len(panels) + 0.5)
     axes = figure.subplots(

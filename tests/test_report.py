@@ -29,7 +29,7 @@ class Named(Target):
         return -jnp.sum(x**2) / 2
 
     def constrain(self, x):
-        return {HOSTILE: x[0], "beta": x[1:], "constant": jnp.ones_like(x[0])}
+        return {HOSTILE: x[0], "beta": x[1:], "constant": jnp.ones_like(x[0]), "flag": x[0] > 0}
 
 
 def make(chains=4, draws=1000, dim=4, shift=0.0, divergent=0.0, **metadata):
@@ -107,10 +107,10 @@ def test_bad_runs_say_so_and_long_tables_fold(tmp_path):
     assert "<h1>A &amp; B</h1>" in text
     assert words.index("Not converged:") < words.index("Divergent steps") < words.index("Estimates")
     assert "Interrupted: 100 draws" in words
-    assert f"{report.WORST} of 241 furthest from convergence" in words
-    assert "All 241 parameters" in words
-    assert text.count("<tr class=") + text.count("<tr><td data") == report.WORST + 241
-    assert "of 240 parameters that are furthest" in words  # the constant is not drawn
+    assert f"{report.WORST} of 242 furthest from convergence" in words
+    assert "All 242 parameters" in words
+    assert text.count("<tr class=") + text.count("<tr><td data") == report.WORST + 242
+    assert "of 241 parameters that are furthest" in words  # the constant is not drawn
 
 
 @pytest.mark.parametrize(
