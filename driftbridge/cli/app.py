@@ -1,0 +1,211 @@
+"""The commands of `driftbridge`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from driftbridge.cli.errors import CommandError, readable
+
+app = typer.Typer(
+    help="Sample a posterior from the command line.",
+    epilog="Exit codes: 0 converged, 3 not converged, 2 error, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress line.")]
+
+
+@app.command()
+def sample(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="path.py:name (a NumPyro model, a Target, or a function that returns one), or "
+            "logistic, linear, poisson."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="A new or empty folder for draws, report and what is needed to resume."),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON, CSV or Parquet: its keys or columns become arguments of the model."
+        ),
+    ] = None,
+    sampler: Annotated[
+        str, typer.Option(help="A method of `driftbridge samplers`; case and hyphens are free.")
+    ] = "JitteredHMC",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An argument of the sampler, as step_size=0.1 (where warm-up starts from); repeat "
+            "for more."
+        ),
+    ] = None,
+    chains: Annotated[int, typer.Option(min=1, help="Number of chains.")] = 4,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Draws kept of each chain: 1000, or at most 100000 with --until-converged."
+        ),
+    ] = None,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Steps of each chain before the first draw; 0 tunes nothing.")
+    ] = 1000,
+    thin: Annotated[int, typer.Option(min=1, help="Steps for each draw that is kept.")] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Draws depend on it, the chain and the step alone.")
+    ] = 0,
+    until_converged: Annotated[
+        bool,
+        typer.Option(
+            "--until-converged",
+            help="Stop when R-hat is below 1.01 and bulk and tail ESS are at least 800.",
+        ),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="An argument of the model, as n=10 (integers may set shapes) or tau=0.5; repeat "
+            "for more.",
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Keys or columns of --data to give to the model, as a,b,c; all if not set."
+        ),
+    ] = None,
+    outcome: Annotated[str | None, typer.Option(help="Regressions: the outcome's column.")] = None,
+    predictors: Annotated[
+        str | None,
+        typer.Option(
+            help="Regressions: columns as a,b,c; all others if not set. They are standardised for "
+            "sampling and for the prior; coefficients are told in the units of the data."
+        ),
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="Regressions: gaussian (scale 2.5; the one used if not set), laplace (scale 1) or "
+            "horseshoe, of coefficients of standardised predictors (and outcome, if linear); the "
+            "intercept has scale 10."
+        ),
+    ] = None,
+    float64: Annotated[bool, typer.Option("--float64", help="Double precision.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw from a posterior, print the table, and write draws and report to a folder."""
+    with readable(debug, _file_of(model)):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CommandError(
+                f"{out} is not empty. Go on with the run in it by `driftbridge resume {out}`, or "
+                "choose another folder."
+            )
+        import jax
+
+        from driftbridge.cli import data as files
+        from driftbridge.cli import kernels, running
+        from driftbridge.cli.command import Command
+        from driftbridge.runtime.dtypes import default_dtype
+
+        row = kernels.find(sampler)
+        command = Command(
+            model=model if _file_of(model) is None else f"{_file_of(model)}:{model.split(':')[-1]}",
+            data=None if data is None else str(data.expanduser().resolve()),
+            settings=files.settings(set_ or ()),
+            columns=_names(columns),
+            outcome=outcome,
+            predictors=_names(predictors),
+            prior=prior,
+            sampler=row.name,
+            options=kernels.parse(row, option or ()),
+            chains=chains,
+            draws=draws if draws is not None else (100_000 if until_converged else 1000),
+            warmup=warmup,
+            thin=thin,
+            seed=seed,
+            until_converged=until_converged,
+            float64=float64 or default_dtype() == "float64",
+        )
+        with jax.enable_x64(command.float64):
+            code = running.run(command, out, quiet)
+    raise typer.Exit(code)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    draws: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draws of each chain in all (with --until-converged: at most)."),
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run, bit for bit as if it had never stopped."""
+    with readable(debug):
+        from driftbridge.cli.command import Command
+
+        command = Command.load(folder)
+    with readable(debug, command.model_file):
+        import jax
+
+        from driftbridge.cli import running
+
+        if draws is not None:
+            command = dataclasses.replace(command, draws=draws)
+        with jax.enable_x64(command.float64):
+            code = running.go_on(command, folder, quiet)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")], debug: Debug = False
+) -> None:
+    """Print the table and write the report again from the stored draws."""
+    with readable(debug):
+        import driftbridge as db
+        from driftbridge.cli import running
+
+        draws = db.load(folder)
+        if not draws.num_draws:
+            raise CommandError(
+                f"{folder} has no draws yet: it was stopped in its warm-up. Go on by `driftbridge "
+                f"resume {folder}`."
+            )
+        running.show(draws, folder, _title(folder))
+    raise typer.Exit(running.code_of(draws))
+
+
+@app.command()
+def samplers() -> None:
+    """List the methods: cost, order, bias, what they need, and where they come from."""
+    from driftbridge.cli.printing import print_methods
+
+    print_methods()
+
+
+def _title(folder: Path) -> str | None:
+    from driftbridge.cli.command import NAME, Command
+
+    return Command.load(folder).title if (folder / NAME).is_file() else None
+
+
+def _file_of(model: str) -> Path | None:
+    """The absolute path in `path.py:name`; None for a built-in regression."""
+    return Path(model.rpartition(":")[0]).expanduser().resolve() if ":" in model else None
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
