@@ -158,18 +158,18 @@ class DrawStore:
         with writing(self.path):
             if group not in self.root:
                 self._create(group, arrays, dims or {}, coords or {})
-            node = self.root[group]
-            lengths = set()
+            node, (end,) = self.root[group], {at + v.shape[1] for v in arrays.values()}
             for name, values in arrays.items():
-                array = node[name]
-                end = at + values.shape[1]
-                array.resize((array.shape[0], end, *array.shape[2:]))
-                array[:, at:end] = values
-                lengths.add(end)
-            (end,) = lengths
-            draw = node["draw"]
-            draw.resize((end,))
-            draw[at:end] = np.arange(at, end)
+                self._write(node[name], values, at)
+            self._write(node["draw"], np.arange(at, end), at)
+
+    def _write(self, array: Any, values: np.ndarray, at: int) -> None:
+        """Put values at `at` along the axis of draws, and end the array behind them."""
+        axis = array.metadata.dimension_names.index("draw")
+        shape = list(array.shape)
+        shape[axis] = at + values.shape[axis]
+        array.resize(tuple(shape))
+        array[(slice(None),) * axis + (slice(at, shape[axis]),)] = values
 
     def _create(self, group, arrays, dims, coords) -> None:
         node = self.root.require_group(group)

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
 
 from driftbridge.targets.base import Target
@@ -170,6 +167,11 @@ def innermost(sampler: Sampler) -> Sampler:
     return sampler
 
 
+def has_step_size(sampler: Sampler) -> bool:
+    """Whether the sampler inside all wrappers has a step size."""
+    return "step_size" in type(innermost(sampler)).__dataclass_fields__
+
+
 def step_size_of(sampler: Sampler) -> Any:
     """Step size of the sampler inside all wrappers."""
     return innermost(sampler).step_size  # pyright: ignore[reportAttributeAccessIssue]
@@ -178,17 +180,3 @@ def step_size_of(sampler: Sampler) -> Any:
 def with_step_size(sampler: Sampler, step_size: Scalar) -> Sampler:
     """The same sampler with another step size, through all wrappers."""
     return eqx.tree_at(step_size_of, sampler, step_size)
-
-
-def require_positive(**values) -> None:
-    """Raise `ValueError` for a number that is known here and not positive and finite.
-
-    Traced values pass: they are checked, where at all, at the driver's door.
-    """
-    for name, value in values.items():
-        if isinstance(value, float | int | np.ndarray | jax.Array) and not isinstance(
-            value, Tracer
-        ):
-            concrete = np.asarray(value)
-            if not np.all((concrete > 0) & np.isfinite(concrete)):
-                raise ValueError(f"{name} must be positive and finite; got {value}.")

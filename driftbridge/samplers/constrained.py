@@ -37,9 +37,27 @@ def _in_blocks(function, positions: np.ndarray):
     )
 
 
+def parameter_shapes(target: Target, dtype) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter, in the order of `target.constrain`."""
+    order: list[str] = []
+
+    def constrain(x):
+        out = target.constrain(x)
+        order.extend(out)  # JAX sorts the keys of a dict that leaves a program
+        return out
+
+    shapes = jax.eval_shape(constrain, jax.ShapeDtypeStruct((target.dim,), dtype))
+    return {name: shapes[name] for name in order}
+
+
 def constrained(target: Target, positions: np.ndarray) -> dict[str, np.ndarray]:
     """Parameters by name, each `(chains, draws, *event)`, of positions `(chains, draws, dim)`."""
-    return _in_blocks(partial(_constrain, target), positions)
+    shapes = parameter_shapes(target, positions.dtype)
+    if not positions.size:
+        lead = positions.shape[:2]
+        return {name: np.zeros((*lead, *s.shape), s.dtype) for name, s in shapes.items()}
+    values = _in_blocks(partial(_constrain, target), positions)
+    return {name: values[name] for name in shapes}
 
 
 def log_densities(target: Target, positions: np.ndarray) -> np.ndarray:

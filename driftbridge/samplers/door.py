@@ -7,9 +7,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from driftbridge.runtime.dtypes import default_dtype
-from driftbridge.samplers.base import Sampler, innermost, require_positive
+from driftbridge.samplers.base import Sampler, has_step_size, innermost, step_size_of
 from driftbridge.samplers.until import Until
 from driftbridge.targets.base import Target
+from driftbridge.targets.leaves import check_positive
 
 
 def check_counts(num_samples: int | Until, num_warmup: int, num_chains: int, thin: int) -> None:
@@ -61,8 +62,8 @@ def check_target(target: Target, sampler: Sampler, dtype: np.dtype) -> None:
             f"the log density returns {found} for positions of {dtype}. Pass the data as arguments "
             "(their dtype is then that of the positions), or give init= in the dtype you want."
         )
-    if "step_size" in type(innermost(sampler)).__dataclass_fields__:
-        require_positive(step_size=innermost(sampler).step_size)  # type: ignore[attr-defined]
+    if has_step_size(sampler):
+        check_positive(step_size=step_size_of(sampler))
 
 
 def check_mesh(mesh: Mesh | None, num_chains: int) -> None:

@@ -100,21 +100,7 @@ class Draws:
             return self._parameters
         if self._parameters is not None:
             return {name: np.asarray(value) for name, value in self._parameters.items()}
-        like = jax.ShapeDtypeStruct((self.dim,), self.positions.dtype)
-        order = []
-
-        def constrain(x):
-            out = self.target.constrain(x)
-            order.extend(out)  # JAX sorts the keys of a dict that leaves a program
-            return out
-
-        shapes = jax.eval_shape(constrain, like)
-        if self.num_draws:
-            values = constrained(self.target, self.positions)
-        else:
-            empty = (self.num_chains, 0)
-            values = {n: np.zeros((*empty, *s.shape), s.dtype) for n, s in shapes.items()}
-        return {name: values[name] for name in order}
+        return constrained(self.target, self.positions)
 
     @cached_property
     def log_density(self) -> np.ndarray:

@@ -16,6 +16,7 @@ from driftbridge.runtime.keys import Streams, chain_keys
 from driftbridge.runtime.progress import Callback, Progress
 from driftbridge.runtime.store import GRID
 from driftbridge.samplers.adaptation import Adaptation
+from driftbridge.samplers.base import Sampler, has_step_size, innermost, step_size_of
 from driftbridge.samplers.keeping import Keeper
 from driftbridge.samplers.loop import (
     Chains,
@@ -153,6 +154,8 @@ class Run:
         self.clock.compile += watch.seconds
         self.clock.seconds[phase] += elapsed
         self.clock.gradients[phase] += int(record.num_gradients.sum())
+        if phase == "sampling":
+            refuse_failure(record, self.chains.sampler, draws * thin)
         stats = {name: v for name, v in record._asdict().items() if v is not None}
         self._last = stats
         self.keeper.add(phase, stats.pop("position"), stats)
@@ -167,6 +170,23 @@ class Run:
             note += f", {divergent} divergent"
         name = {"warmup": "warm-up", "sampling": "sampling"}[phase]
         self.report(Progress(name, done, total, rate, eta, note))
+
+
+def refuse_failure(record: Record, sampler: Sampler, transitions: int) -> None:
+    """Raise `SamplingError` where every chain stood still, or diverged, in a whole chunk.
+
+    `record` has leading axes `(chains, draws)`; fewer than 100 transitions prove nothing.
+    """
+    lost = record.is_divergent.all(axis=1) | (record.acceptance_rate.max(axis=1) == 0)
+    if transitions < 100 or not lost.all():
+        return
+    name = type(innermost(sampler)).__name__
+    size = f" at step size {float(step_size_of(sampler)):.3g}" if has_step_size(sampler) else ""
+    raise SamplingError(
+        f"every chain of {name} failed{size}: no transition of the last {transitions} was "
+        "accepted or finite. Try a smaller step size or a longer warm-up, start where the density "
+        "is not extreme (init=...), and check the density and its gradient for NaN there."
+    )
 
 
 def to_host(leaf, draws: int) -> np.ndarray:

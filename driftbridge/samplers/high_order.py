@@ -14,7 +14,7 @@ from driftbridge.samplers.kinetic import Kinetic, KineticScoreState, KineticStat
 from driftbridge.targets.base import Target
 
 # Variances, over the time of the step, of the Brownian increment W, its space-time area H and its
-# space-time-time area K (Foster, Lyons and Oberhauser, arXiv 2101.03446, section 2).
+# space-time-time area K (Foster, Lyons and Oberhauser, arXiv 2101.03446).
 _VARIANCES = (1.0, 1 / 12, 1 / 720)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from driftbridge.samplers.base import Facts, Info, Point, Sampler, require_positive
+from driftbridge.samplers.base import Facts, Info, Point, Sampler
 from driftbridge.samplers.metropolis import (
     MetropolisNoise,
     kinetic_change,
@@ -14,6 +14,7 @@ from driftbridge.samplers.metropolis import (
     metropolis_noise,
 )
 from driftbridge.targets.base import Target
+from driftbridge.targets.leaves import check_positive
 
 # A step size that warm-up tries for one transition must not hold all chains up for minutes; as
 # many gradients as a tree of depth ten has.
@@ -77,7 +78,7 @@ class HMC(Sampler):
     )
 
     def __check_init__(self):
-        require_positive(step_size=self.step_size, trajectory_length=self.trajectory_length)
+        check_positive(step_size=self.step_size, trajectory_length=self.trajectory_length)
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> Point:
         return Point(position, *target.value_and_score(position))
@@ -136,7 +137,7 @@ class JitteredHMC(HMC):
     )
 
     def __check_init__(self):
-        require_positive(jitter=self.jitter)
+        check_positive(jitter=self.jitter)
         if isinstance(self.jitter, float) and self.jitter > 1:
             raise ValueError(f"jitter must be at most 1; got {self.jitter}.")
 

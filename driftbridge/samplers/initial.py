@@ -12,9 +12,9 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from driftbridge.runtime.dtypes import cast_floating
-from driftbridge.samplers.base import require_positive
 from driftbridge.samplers.loop import over_chains
 from driftbridge.targets.base import Target
+from driftbridge.targets.leaves import check_positive
 
 # Draws tried for each chain before a start is given up.
 ATTEMPTS = 100
@@ -46,7 +46,7 @@ class UniformStart(Initial):
     radius: Float[Array, ""] | float = 2.0
 
     def __check_init__(self):
-        require_positive(radius=self.radius)
+        check_positive(radius=self.radius)
 
     def propose(self, target, key, like):
         return jax.random.uniform(key, like.shape, like.dtype, -self.radius, self.radius)

@@ -4,14 +4,13 @@ import abc
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from driftbridge.runtime.dtypes import default_dtype
 from driftbridge.runtime.store import GRID, DrawStore, StoreError
 from driftbridge.samplers import diagnostics
 from driftbridge.samplers.base import Sampler
-from driftbridge.samplers.constrained import constrained
+from driftbridge.samplers.constrained import constrained, parameter_shapes
 from driftbridge.samplers.diagnosis import Diagnosis
 from driftbridge.samplers.draws import Draws
 from driftbridge.samplers.reduced_draws import ReducedDraws
@@ -281,10 +280,8 @@ class Reduced(Keeper):
 
 def names_of(target: Target) -> tuple[str, ...]:
     """Labels of all entries of all parameters, in the order of `constrain`."""
-    like = jax.ShapeDtypeStruct((target.dim,), default_dtype())
-    shapes = jax.eval_shape(target.constrain, like)
     return tuple(
         label
-        for name, leaf in shapes.items()
+        for name, leaf in parameter_shapes(target, default_dtype()).items()
         for label in diagnostics.labels(name, leaf.shape, target.dims.get(name), target.coords)
     )

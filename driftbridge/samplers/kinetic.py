@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from driftbridge.samplers.base import Facts, Info, Point, Sampler, require_positive, unadjusted_info
+from driftbridge.samplers.base import Facts, Info, Point, Sampler, unadjusted_info
 from driftbridge.samplers.noise import normals_and_uniforms
 from driftbridge.samplers.ornstein_uhlenbeck import (
     FreeFlight,
@@ -19,6 +19,7 @@ from driftbridge.samplers.ornstein_uhlenbeck import (
     ou_noise,
 )
 from driftbridge.targets.base import Target
+from driftbridge.targets.leaves import check_positive
 
 
 class KineticState(NamedTuple):
@@ -58,7 +59,7 @@ class Kinetic(Sampler):
     u: Float[Array, ""] | float = 1.0
 
     def __check_init__(self):
-        require_positive(step_size=self.step_size, friction=self.friction, u=self.u)
+        check_positive(step_size=self.step_size, friction=self.friction, u=self.u)
 
     def refuse(self, state):
         return state._replace(is_fresh=jnp.ones_like(state.is_fresh))
@@ -92,7 +93,7 @@ class KLMC(Kinetic):
     **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`. Yu, Karagulyan and Dalalyan have
     `u = γ >= 5M`; Cheng et al. have `γ = 2, u = 1/M`, for curvatures up to `M`.
 
-    Cheng, Chatterji, Bartlett and Jordan (2018), arXiv 1707.03663, eq. (5)-(6).
+    Cheng, Chatterji, Bartlett and Jordan (2018), arXiv 1707.03663.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -163,7 +164,8 @@ class RandomizedMidpointKinetic(Kinetic):
 
     **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`. The authors have `u = γ >= 5M`.
 
-    Yu, Karagulyan and Dalalyan (2024), arXiv 2306.08494, section 3; Shen and Lee (2019).
+    Yu, Karagulyan and Dalalyan (2024), arXiv 2306.08494; Shen and Lee (2019), arXiv
+    1909.05503.
     """
 
     facts: ClassVar[Facts] = Facts(

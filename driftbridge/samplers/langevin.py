@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from driftbridge.samplers.base import Facts, Info, Sampler, require_positive, unadjusted_info
+from driftbridge.samplers.base import Facts, Info, Sampler, unadjusted_info
 from driftbridge.samplers.noise import normals_and_uniforms
 from driftbridge.targets.base import Target
+from driftbridge.targets.leaves import check_positive
 
 
 class PositionState(NamedTuple):
@@ -49,7 +50,7 @@ class LMC(Sampler):
     )
 
     def __check_init__(self):
-        require_positive(step_size=self.step_size)
+        check_positive(step_size=self.step_size)
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> ScoreState:
         return ScoreState(position, target.score(position))
@@ -89,7 +90,7 @@ class RandomizedMidpoint(Sampler):
     - `step_size`: `h > 0`, time of the diffusion. Theory: `Mh + sqrt(κ) (Mh)^{3/2} <= 1/4` for
       curvatures up to `M` and condition number `κ`.
 
-    Yu, Karagulyan and Dalalyan (2024), arXiv 2306.08494, eq. (4); Shen and Lee (2019).
+    Yu, Karagulyan and Dalalyan (2024), arXiv 2306.08494; Shen and Lee (2019), arXiv 1909.05503.
     """
 
     step_size: Float[Array, ""] | float = 0.1
@@ -104,7 +105,7 @@ class RandomizedMidpoint(Sampler):
     )
 
     def __check_init__(self):
-        require_positive(step_size=self.step_size)
+        check_positive(step_size=self.step_size)
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> PositionState:
         return PositionState(position)

@@ -5,9 +5,10 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from driftbridge.samplers.base import Facts, Info, Point, Sampler, require_positive
+from driftbridge.samplers.base import Facts, Info, Point, Sampler
 from driftbridge.samplers.metropolis import MetropolisNoise, metropolis, metropolis_noise
 from driftbridge.targets.base import Target
+from driftbridge.targets.leaves import check_positive
 
 
 class MALA(Sampler):
@@ -39,7 +40,7 @@ class MALA(Sampler):
     )
 
     def __check_init__(self):
-        require_positive(step_size=self.step_size)
+        check_positive(step_size=self.step_size)
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> Point:
         return Point(position, *target.value_and_score(position))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from driftbridge.samplers.base import Facts, Info, Point, Sampler, require_positive
+from driftbridge.samplers.base import Facts, Info, Point, Sampler
 from driftbridge.samplers.metropolis import (
     MetropolisNoise,
     kinetic_change,
@@ -16,6 +16,7 @@ from driftbridge.samplers.metropolis import (
 )
 from driftbridge.samplers.ornstein_uhlenbeck import free_flight, refresh
 from driftbridge.targets.base import Target
+from driftbridge.targets.leaves import check_positive
 
 
 class MALT(Sampler):
@@ -51,7 +52,7 @@ class MALT(Sampler):
     )
 
     def __check_init__(self):
-        require_positive(step_size=self.step_size, friction=self.friction, num_steps=self.num_steps)
+        check_positive(step_size=self.step_size, friction=self.friction, num_steps=self.num_steps)
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> Point:
         return Point(position, *target.value_and_score(position))

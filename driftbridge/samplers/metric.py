@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from driftbridge.samplers.base import require_positive
+from driftbridge.targets.leaves import check_positive
 
 
 class Metric(eqx.Module):
@@ -45,7 +45,7 @@ class DiagonalMetric(Metric):
     scale: Float[Array, " dim"]
 
     def __check_init__(self):
-        require_positive(scale=self.scale)
+        check_positive(scale=self.scale)
 
     @classmethod
     def from_variance(cls, variance: Float[Array, " dim"]) -> "DiagonalMetric":

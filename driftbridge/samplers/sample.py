@@ -18,7 +18,7 @@ from driftbridge.runtime.keys import as_key, streams
 from driftbridge.runtime.progress import Callback, reporter
 from driftbridge.runtime.store import GRID, DrawStore
 from driftbridge.samplers.adaptation import Adaptation, Warmup
-from driftbridge.samplers.base import Sampler, innermost
+from driftbridge.samplers.base import Sampler, has_step_size, innermost
 from driftbridge.samplers.door import (
     check_counts,
     check_mesh,
@@ -97,7 +97,7 @@ def sample(
     positions = start(target, init, keys.start, num_chains, dtype, over_devices(mesh))
 
     reducers = reducers_of(keep)
-    if num_warmup == 0 or not adapts(innermost(chosen)):
+    if num_warmup == 0 or not has_step_size(chosen):
         adapt = None
     draw_store = None
     if store is not None:
@@ -263,8 +263,3 @@ def keeper_for(
     if reducers is not None:
         return Reduced(target, reducers, num_chains)
     return InMemory(target) if store is None else OnDisk(target, store)
-
-
-def adapts(sampler: Sampler) -> bool:
-    """Whether a sampler has a step size to tune."""
-    return "step_size" in type(sampler).__dataclass_fields__

@@ -142,7 +142,7 @@ class Splitting(Word):
     **Raises** `ValueError` for a letter that is none of A, B, O, U and for a word that misses a
     part of the dynamics or does one twice.
 
-    Leimkuhler and Matthews (2013), arXiv 1203.5428, section 2.
+    Leimkuhler and Matthews (2013), arXiv 1203.5428.
     """
 
     word: str = eqx.field(static=True, default="OBABO")
@@ -239,7 +239,7 @@ class UBU(Word):
 
     **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`.
 
-    Sanz-Serna and Zygalakis (2021), arXiv 2104.12384, section 6.
+    Sanz-Serna and Zygalakis (2021), arXiv 2104.12384.
     """
 
     word: ClassVar[str] = "UBU"
@@ -262,7 +262,7 @@ class BUB(Word):
 
     **Arguments:** `step_size`, `friction`, `u` as in `Kinetic`.
 
-    Sanz-Serna and Zygalakis (2021), arXiv 2104.12384, section 6.
+    Sanz-Serna and Zygalakis (2021), arXiv 2104.12384.
     """
 
     word: ClassVar[str] = "BUB"

@@ -1,0 +1,213 @@
+"""Stored runs: growth, exact resume, what survives, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import xarray
+
+import driftbridge as db
+from driftbridge.runtime import store as store_module
+from driftbridge.runtime.codec import NotStorable, decode, encode
+from driftbridge.runtime.store import CHECKPOINT, DrawStore, StoreError
+from driftbridge.samplers import MALA, OBABO, Covariance, Mean, Mixing, Quantiles
+from driftbridge.samplers import sample as verb
+from driftbridge.targets import DiagonalGaussian
+
+NUM_WARMUP = 300
+
+
+def gaussian():
+    return DiagonalGaussian(np.zeros(2), np.array([1.0, 3.0]))
+
+
+def draw(path, num_samples, sampler=None, **changes):
+    settings = {"num_warmup": NUM_WARMUP, "num_chains": 2, "key": 5}
+    sampler = MALA(0.3) if sampler is None else sampler
+    return db.sample(
+        gaussian(), sampler, num_samples=num_samples, store=path, **(settings | changes)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return draw(None, 500)
+
+
+def test_a_stored_run_is_the_run_in_memory(whole, tmp_path):
+    stored = draw(tmp_path / "run", 500)
+    assert np.array_equal(stored.positions, whole.positions)
+    assert stored.summary().equals(whole.summary())
+    assert np.array_equal(stored.warmup.positions, whole.warmup.positions)
+    for name, value in whole.stats.items():
+        assert np.array_equal(stored.stats[name], value)
+
+
+def test_resume_goes_on_bit_for_bit(whole, tmp_path):
+    draw(tmp_path / "run", 200)
+    resumed = db.resume(tmp_path / "run", num_samples=500)
+    assert np.array_equal(resumed.positions, whole.positions)
+
+
+class Stop(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("sampler", [MALA(0.3), OBABO(0.3)], ids=["adjusted", "unadjusted"])
+@pytest.mark.parametrize("moment", [1, 3, 4, 6])
+def test_resume_after_a_death_at_any_chunk(tmp_path, monkeypatch, sampler, moment):
+    # Chunks of 128 draws: three of warm-up, then sampling. The process dies when draws of chunk
+    # `moment` are in the store and the checkpoint is not yet.
+    monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
+    whole = draw(tmp_path / "whole", 500, sampler)
+    real, calls = verb.checkpoint, []
+
+    def dying(store, run):
+        calls.append(run.step)
+        if len(calls) == moment:
+            raise Stop
+        real(store, run)
+
+    monkeypatch.setattr(verb, "checkpoint", dying)
+    with pytest.raises(Stop):
+        draw(tmp_path / "run", 500, sampler)
+    monkeypatch.setattr(verb, "checkpoint", real)
+    if moment == 1:
+        with pytest.raises(StoreError, match="no checkpoint"):
+            db.resume(tmp_path / "run", num_samples=500)
+        return
+    resumed = db.resume(tmp_path / "run", num_samples=500)
+    assert np.array_equal(resumed.positions, whole.positions)
+    assert np.array_equal(resumed.warmup.positions, whole.warmup.positions)
+
+
+def test_reducers_resume_to_the_same_numbers(tmp_path):
+    keep = [Mean(), Covariance(), Quantiles(), Mixing()]
+    whole = draw(None, 500, keep=keep)
+    draw(tmp_path / "run", 200, keep=keep)
+    resumed = db.resume(tmp_path / "run", num_samples=500)
+    assert resumed.summary().equals(whole.summary())
+    for name, result in whole.reductions.items():
+        for key, value in result.items():
+            assert np.array_equal(resumed.reductions[name][key], value, equal_nan=True)
+
+
+def test_xarray_opens_the_store(whole, tmp_path):
+    draw(tmp_path / "run", 300)
+    tree = xarray.open_datatree(tmp_path / "run" / "draws.zarr", engine="zarr", consolidated=False)
+    assert set(tree.children) == {
+        "posterior", "sample_stats", "unconstrained_posterior",
+        "warmup_posterior", "warmup_sample_stats", "warmup_unconstrained_posterior",
+    }  # fmt: skip
+    assert tree["posterior"]["x"].dims[:2] == ("chain", "draw")
+    assert np.array_equal(tree["posterior"]["x"].values, whole.positions[:, :300])
+    assert tree["warmup_posterior"].sizes["draw"] == NUM_WARMUP
+    tree.close()
+
+
+def test_save_and_load(whole, tmp_path):
+    whole.save(tmp_path / "saved")
+    loaded = db.load(tmp_path / "saved")
+    assert np.array_equal(loaded.positions, whole.positions)
+    assert loaded.summary().equals(whole.summary())
+    assert loaded.tuned.sampler.step_size == whole.tuned.sampler.step_size
+    assert loaded.metadata == json.loads(json.dumps(whole.metadata))
+    with pytest.raises(StoreError, match="already exists"):
+        whole.save(tmp_path / "saved")
+
+
+def test_loading_an_unfinished_run_gives_what_there_is(tmp_path, whole):
+    draw(tmp_path / "run", 300)
+    (tmp_path / "run" / "result.npz").unlink()
+    loaded = db.load(tmp_path / "run")
+    assert loaded.tuned is None
+    assert np.array_equal(loaded.positions, whole.positions[:, :300])
+
+
+def local_target():
+    return db.from_density(lambda p: -(p["a"] ** 2) / 2, {"a": 0.0})
+
+
+def test_functions_without_a_name_are_asked_for(tmp_path):
+    target = local_target()
+    settings = {"num_warmup": 200, "num_chains": 2}
+    db.sample(target, MALA(0.3), num_samples=130, store=tmp_path / "run", **settings)
+    with pytest.raises(StoreError, match="no importable name"):
+        db.resume(tmp_path / "run", num_samples=260)
+    whole = db.sample(target, MALA(0.3), num_samples=260, **settings)
+    resumed = db.resume(tmp_path / "run", num_samples=260, target=target)
+    assert np.array_equal(resumed.positions, whole.positions)
+    assert list(db.load(tmp_path / "run").parameters) == ["a"]
+
+
+def test_another_target_is_refused(tmp_path):
+    draw(tmp_path / "run", 130)
+    other = DiagonalGaussian(np.zeros(2), np.array([1.0, 4.0]))
+    with pytest.raises(StoreError, match="not the one of the run"):
+        db.resume(tmp_path / "run", num_samples=260, target=other)
+
+
+def test_a_store_is_not_overwritten(tmp_path):
+    first = draw(tmp_path / "run", 130)
+    with pytest.raises(StoreError, match="resume"):
+        draw(tmp_path / "run", 130)
+    assert np.array_equal(db.load(tmp_path / "run").positions, first.positions)
+
+
+def test_no_run_is_said(tmp_path):
+    with pytest.raises(StoreError, match="holds no run"):
+        db.resume(tmp_path)
+    with pytest.raises(StoreError, match="holds no run"):
+        db.load(tmp_path / "nowhere")
+
+
+def test_another_format_is_said(tmp_path):
+    draw(tmp_path / "run", 130)
+    DrawStore.open(tmp_path / "run").root.attrs.update({"version": 99})
+    with pytest.raises(StoreError, match="version 99"):
+        db.load(tmp_path / "run")
+
+
+def test_a_store_changed_by_hand_is_said(tmp_path):
+    draw(tmp_path / "run", 130)
+    DrawStore.open(tmp_path / "run").truncate("sample_stats", 10)
+    with pytest.raises(StoreError, match="changed by hand"):
+        db.resume(tmp_path / "run", num_samples=260)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
+    real, calls = store_module.DrawStore._write, []
+
+    def full(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 14:
+            raise OSError(28, "No space left on device")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(store_module.DrawStore, "_write", full)
+    with pytest.raises(StoreError, match=r"No space left.*resume"):
+        draw(tmp_path / "run", 500)
+    monkeypatch.setattr(store_module.DrawStore, "_write", real)
+    resumed = db.resume(tmp_path / "run", num_samples=500)
+    assert np.array_equal(resumed.positions, whole.positions)
+
+
+def test_a_copy_of_a_run_goes_on_elsewhere(tmp_path, whole):
+    draw(tmp_path / "run", 200)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert (tmp_path / "copy" / CHECKPOINT).exists()
+    resumed = db.resume(tmp_path / "copy", num_samples=500)
+    assert np.array_equal(resumed.positions, whole.positions)
+
+
+def test_codec_round_trip():
+    tree = {"a": (1, 0.1, None), "s": OBABO(0.3), "f": np.linalg.norm, "d": np.dtype("float32")}
+    description, arrays = encode(tree)
+    back = decode(json.loads(json.dumps(description)), arrays)
+    assert back["a"] == (1, 0.1, None)
+    assert back["f"] is np.linalg.norm
+    assert type(back["s"]) is OBABO and back["s"].step_size == 0.3
+    with pytest.raises(NotStorable, match="importable"):
+        encode(lambda x: x)
