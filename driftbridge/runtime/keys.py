@@ -6,7 +6,7 @@ transition, warm-up included) and `adaptation`. The noise of chain `c` at step `
 interruption changes it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Int, Key
@@ -20,7 +20,7 @@ class Streams(NamedTuple):
     adaptation: Key[Array, ""]
 
 
-def as_key(key: int | Key[Array, ""]) -> Key[Array, ""]:
+def as_key(key: Any) -> Key[Array, ""]:
     """Return a typed key from a seed or a typed key.
 
     Raises `TypeError` for a legacy `uint32` key, naming the cure.

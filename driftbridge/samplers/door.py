@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from driftbridge.runtime.dtypes import default_dtype
 from driftbridge.samplers.base import Sampler, has_step_size, innermost, step_size_of
@@ -13,7 +12,7 @@ from driftbridge.targets.base import Target
 from driftbridge.targets.leaves import check_positive
 
 
-def check_counts(num_samples: int | Until, num_warmup: int, num_chains: int, thin: int) -> None:
+def check_counts(num_samples: Any, num_warmup: Any, num_chains: Any, thin: Any) -> None:
     """Raise `ValueError` for a count that is not a sensible integer."""
     counts = {"num_warmup": (num_warmup, 0), "num_chains": (num_chains, 1), "thin": (thin, 1)}
     if not isinstance(num_samples, Until):
@@ -36,7 +35,7 @@ def position_dtype(init: Any) -> np.dtype:
     return np.dtype(dtype)
 
 
-def check_target(target: Target, sampler: Sampler, dtype: np.dtype) -> None:
+def check_target(target: Any, sampler: Sampler, dtype: np.dtype) -> None:
     """Raise for a target that is none, whose density is no scalar, or that lacks a capability."""
     if not isinstance(target, Target):
         raise TypeError(
@@ -66,7 +65,7 @@ def check_target(target: Target, sampler: Sampler, dtype: np.dtype) -> None:
         check_positive(step_size=step_size_of(sampler))
 
 
-def check_mesh(mesh: Mesh | None, num_chains: int) -> None:
+def check_mesh(mesh: Any, num_chains: int) -> None:
     """Raise `ValueError` where chains do not divide over the devices."""
     if mesh is not None:
         devices = mesh.shape[mesh.axis_names[0]]

@@ -26,9 +26,9 @@ class Until:
     """
 
     converged: bool = True
-    ess: float | None = None
-    mcse: float | None = None
-    seconds: float | None = None
+    ess: float | int | None = None
+    mcse: float | int | None = None
+    seconds: float | int | None = None
     max_draws: int = 100_000
 
     def __post_init__(self):

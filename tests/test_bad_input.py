@@ -1,0 +1,137 @@
+"""Every wrong input gets an error that names the value and the cure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import driftbridge as db
+from driftbridge.samplers import HMC, MALA, OBABO, DualAveraging, EnergyRule, UniformStart, Warmup
+from driftbridge.targets import DiagonalGaussian
+
+# Tests check types at every call; users do not, and meet the driver's own checks.
+SAMPLE = db.sample.__wrapped__
+TARGET = DiagonalGaussian(np.zeros(2), np.ones(2))
+
+
+class Vector(db.Target):
+    dim: int = 2
+
+    def log_density(self, x):
+        return -(x**2) / 2
+
+
+class Nowhere(db.Target):
+    dim: int = 2
+
+    def log_density(self, x):
+        return jnp.sum(x) * jnp.nan
+
+
+class HalfPlane(db.Target):
+    dim: int = 1
+
+    def log_density(self, x):
+        return jnp.where(x[0] > 0, -x[0], -jnp.inf)
+
+
+class Wide(db.Target):
+    dim: int = 2
+
+    def log_density(self, x):
+        return jnp.sum(x * jnp.zeros(2, jnp.float64))
+
+
+class NeedsTruth(MALA):
+    facts = db.samplers.Facts(
+        summary="", gradients="1", bias="none", source="", adjusted=True, needs=("truth",)
+    )
+
+
+class Bare(db.Target):
+    dim: int = 1
+
+    def log_density(self, x):
+        return -jnp.sum(x**2) / 2
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: SAMPLE(lambda x: -x @ x), TypeError, r"must be a driftbridge Target.*from_den"),
+        (lambda: db.sample(Vector()), ValueError, r"shape \(2,\)\. Sum over observations"),
+        (lambda: db.sample(Nowhere()), ValueError, r"no start with a finite.*chain 0.*init="),
+        (lambda: db.sample(TARGET, num_chains=0), ValueError, r"num_chains.*at least 1; got 0"),
+        (lambda: db.sample(TARGET, num_samples=0), ValueError, r"num_samples.*got 0"),
+        (lambda: SAMPLE(TARGET, num_samples=1.5), ValueError, r"num_samples.*got 1\.5"),
+        (lambda: db.sample(TARGET, num_warmup=-1), ValueError, r"num_warmup.*got -1"),
+        (lambda: db.sample(TARGET, thin=0), ValueError, r"thin.*got 0"),
+        (lambda: db.sample(TARGET, keep="nothing"), ValueError, r"keep must be.*'nothing'"),
+        (lambda: SAMPLE(TARGET, key="a"), TypeError, r"key must be an int"),
+        (lambda: SAMPLE(TARGET, key=jax.random.PRNGKey(0)), TypeError, r"wrap_key_data"),
+        (lambda: MALA(0.0), ValueError, r"step_size must be positive and finite; got 0\.0"),
+        (lambda: MALA(-0.1), ValueError, r"step_size.*got -0\.1"),
+        (lambda: HMC(float("nan")), ValueError, r"step_size.*got nan"),
+        (lambda: HMC(0.1, -1.0), ValueError, r"trajectory_length.*got -1\.0"),
+        (lambda: OBABO(0.1, friction=-1.0), ValueError, r"friction.*got -1\.0"),
+        (lambda: DualAveraging(1.5), ValueError, r"target.*between 0 and 1; got 1\.5"),
+        (lambda: EnergyRule(0.0), ValueError, r"bias.*got 0\.0"),
+        (lambda: UniformStart(-2.0), ValueError, r"radius.*got -2\.0"),
+        (lambda: db.Until(ess=-1), ValueError, r"ess must be positive; got -1"),
+        (lambda: db.Until(converged=False), ValueError, r"needs a condition"),
+        (
+            lambda: db.sample(TARGET, init=np.zeros(3)),
+            ValueError,
+            r"init must have shape \(2,\) or \(4, 2\).*got \(3,\)",
+        ),
+        (
+            lambda: db.sample(TARGET, init=np.array([0.0, np.nan])),
+            ValueError,
+            r"init has the value nan at coordinate 1 of chain 0",
+        ),
+        (
+            lambda: db.sample(HalfPlane(), init=np.array([[1.0], [-1.0], [1.0], [1.0]])),
+            ValueError,
+            r"start of chain 1.*-inf.*support",
+        ),
+        (lambda: db.sample(Bare(), NeedsTruth(0.1)), TypeError, r"NeedsTruth needs.*'truth'"),
+        (
+            lambda: db.sample(TARGET, HMC(), adapt=Warmup(EnergyRule())),
+            TypeError,
+            r"EnergyRule reads energy errors of an unadjusted",
+        ),
+        (
+            lambda: db.samplers.WithEnergyError(MALA()),
+            ValueError,
+            r"MALA reports its energy error itself",
+        ),
+        (lambda: db.samplers.Splitting("OXO"), ValueError, r"X"),
+    ],
+)
+def test_bad_input(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_density_of_another_precision_is_named(x64):
+    with pytest.raises(TypeError, match=r"returns float64 for positions of float32.*arguments"):
+        db.sample(Wide(), init=np.zeros(2, np.float32))
+
+
+def test_a_mesh_that_does_not_divide_the_chains():
+    mesh = jax.sharding.Mesh(np.array(jax.devices() * 1), ("chains",))
+    assert db.sample(TARGET, MALA(0.5), num_samples=128, num_warmup=0, mesh=mesh).num_chains == 4
+
+    class Two:
+        shape = {"chains": 3}  # noqa: RUF012
+        axis_names = ("chains",)
+
+    with pytest.raises(ValueError, match="multiple of the 3 devices"):
+        db.samplers.door.check_mesh(Two(), 4)
+
+
+def test_a_start_as_parameters():
+    draws = db.sample(
+        TARGET, MALA(0.5), num_samples=128, num_warmup=0, init={"x": np.array([30.0, 30.0])}
+    )
+    assert (draws.positions[:, 0] > 10).all()
