@@ -88,6 +88,7 @@ class Command:
 
     def _model(self) -> db.Target:
         path, name = models.split(self.model)
+        thing = models.load(path, name)
         for option in ("outcome", "predictors", "prior"):
             if getattr(self, option) is not None:
                 raise CommandError(
@@ -97,7 +98,6 @@ class Command:
         columns = {} if self.data is None else data.read(Path(self.data))
         if self.columns is not None:
             columns = data.select(columns, self.columns, self.data or "the command")
-        thing = models.load(path, name)
         arguments = {**data.arguments(columns), **self.settings}
         return models.target_of(thing, f"{path.name}:{name}", arguments)
 

@@ -17,25 +17,25 @@ ACCEPTED = "a NumPyro model, a driftbridge.Target, or a function that returns on
 def split(model: str) -> tuple[Path, str]:
     """The file and the name of `path.py:name`.
 
-    **Raises:** `CommandError` if it has another form, or there is no such file.
+    **Raises:** `CommandError` if it has another form.
     """
     file, colon, name = model.rpartition(":")
     if not colon or not name.isidentifier() or not file.endswith(".py"):
         raise CommandError(
             f"MODEL must be path.py:name or one of logistic, linear, poisson; got {model!r}."
         )
-    path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        raise CommandError(f"there is no model file {file}.")
-    return path, name
+    return Path(file).expanduser().resolve(), name
 
 
 def load(path: Path, name: str) -> Any:
     """The object `name` of a Python file, which runs as it would by `python path.py`, but for its
     `if __name__ == "__main__"` part.
 
-    **Raises:** `CommandError` listing what could be meant, if the file has no such name.
+    **Raises:** `CommandError` if there is no such file, or it has no such name: then it lists what
+    could be meant.
     """
+    if not path.is_file():
+        raise CommandError(f"there is no model file {path}.")
     module_name = f"driftbridge_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # the path ends in .py
