@@ -1,6 +1,7 @@
 """How many programs JAX has compiled, and how long that took."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -50,3 +51,45 @@ class Compilations:
     def seconds(self) -> float:
         """Seconds of tracing, lowering and compiling since."""
         return _totals.seconds - self._start.seconds
+
+
+class Signatures:
+    """Remembers what programs were compiled for, to say why one is compiled again."""
+
+    def __init__(self):
+        self._last: dict[str, dict[str, str]] = {}
+        self._structure: dict[str, Any] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    def reason(self, label: str, arguments: Any) -> str | None:
+        """Why the program called `label` was compiled again for these arguments.
+
+        The first difference from the arguments of the last time; None the first time, and for a
+        reason that was given before.
+        """
+        reason = self._difference(label, arguments)
+        if reason is None or (label, reason) in self._told:
+            return None
+        self._told.add((label, reason))
+        return reason
+
+    def _difference(self, label: str, arguments: Any) -> str | None:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(arguments)
+        shapes = {
+            jax.tree_util.keystr(path, simple=True, separator="."): str(jax.typeof(leaf))
+            for path, leaf in leaves
+        }
+        before, old = self._last.get(label), self._structure.get(label)
+        self._last[label], self._structure[label] = shapes, structure
+        if before is None:
+            return None
+        for name in dict.fromkeys((*before, *shapes)):
+            was, now = before.get(name, "absent"), shapes.get(name, "absent")
+            if was != now:
+                return f"{name} was {was} and is {now}"
+        if old != structure:
+            return (
+                "a function, class or static number of the target, sampler or warm-up is another "
+                "object than before (define functions once, outside loops)"
+            )
+        return None

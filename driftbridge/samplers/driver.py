@@ -1,5 +1,6 @@
 """The host's part of a run: chunk after chunk, kept, reported, checkpointed."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from driftbridge.runtime.compilations import Compilations
+from driftbridge.runtime.compilations import Compilations, Signatures
 from driftbridge.runtime.keys import Streams, chain_keys
 from driftbridge.runtime.progress import Callback, Progress
 from driftbridge.runtime.store import GRID
@@ -148,6 +149,8 @@ class Run:
         )
         record = jax.tree.map(partial(to_host, draws=draws), buffer)
         elapsed = time.perf_counter() - start - watch.seconds
+        if watch.programs:
+            tell_recompilation(phase, self.target, self.chains, self.adapt)
         self.chains, self._buffer = chains, buffer
         self.step += draws * thin
         self._rate = draws / max(elapsed, 1e-6)
@@ -170,6 +173,17 @@ class Run:
             note += f", {divergent} divergent"
         name = {"warmup": "warm-up", "sampling": "sampling"}[phase]
         self.report(Progress(name, done, total, rate, eta, note))
+
+
+_signatures = Signatures()
+
+
+def tell_recompilation(phase: str, target: Target, chains: Chains, adapt) -> None:
+    """Say on standard error why a program for the same classes was compiled again."""
+    kind = f"{phase} of {type(target).__name__} by {type(innermost(chains.sampler)).__name__}"
+    whole = {"target": target, "chains": chains._asdict(), "adapt": adapt}
+    if reason := _signatures.reason(kind, whole):
+        print(f"driftbridge: compiled {kind} again: {reason}.", file=sys.stderr)
 
 
 def refuse_failure(record: Record, sampler: Sampler, transitions: int) -> None:

@@ -220,3 +220,16 @@ def test_every_chain_failing_raises():
 
     with pytest.raises(db.SamplingError, match="smaller step size"):
         db.sample(Wall(), OBABO(0.5), num_warmup=0, num_samples=256, init=np.zeros(1))
+
+
+def test_a_recompilation_says_why_and_once(capsys):
+    def sample(dim):
+        target = DiagonalGaussian(np.zeros(dim), np.ones(dim))
+        db.sample(target, HMC(0.4, 0.8), num_samples=128, num_warmup=0, num_chains=2)
+        return capsys.readouterr().err.count("compiled sampling of DiagonalGaussian by HMC again")
+
+    sample(11)
+    assert sample(11) == 0
+    assert sample(12) == 1
+    assert sample(13) == 1
+    assert sample(12) == 0
