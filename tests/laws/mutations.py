@@ -268,14 +268,25 @@ def copy(folder: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """The copy comes before the installed package."""
+    return os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def require_the_copy(folder: Path) -> None:
+    """Raise `CalledProcessError` where the installed package would be tested instead."""
+    check = "import driftbridge, sys; sys.exit(not driftbridge.__file__.startswith(sys.argv[1]))"
+    command = [sys.executable, "-c", check, folder]
+    subprocess.run(command, cwd=folder, env=environment(folder), check=True)
+
+
 def run_tests(folder: Path, tests: str) -> int:
     """Exit status of pytest on the copy: 0 passed, 1 failed, else not run."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     names = [f"tests/laws/{test}" for test in tests.split()]
-    check = "import driftbridge, sys; sys.exit(not driftbridge.__file__.startswith(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", check, folder], cwd=folder, env=environment, check=True)
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *names]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True
+    ).returncode
 
 
 def apply(folder: Path, mutant: Mutant) -> None:
@@ -296,6 +307,7 @@ def main(words: list[str]) -> int:
         folder = Path(name).resolve() / "sound"
         folder.mkdir()
         copy(folder)
+        require_the_copy(folder)
         for mutant in mutants:
             apply(shutil.copytree(folder, folder.parent / "check"), mutant)
             shutil.rmtree(folder.parent / "check")
