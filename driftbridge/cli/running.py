@@ -80,10 +80,11 @@ class Recorder:
 def announce(command: Command, dim: int, quiet: bool) -> None:
     """Say what begins: compiling takes seconds in which nothing else is seen."""
     if not quiet:
-        kept = f"up to {command.draws}" if command.until_converged else f"{command.draws}"
+        most = "up to " if command.until_converged else ""
+        print(f"{command.title}, dimension {dim}", file=sys.stderr)
         print(
-            f"{command.title}: {dim} parameters, {command.sampler}, {command.chains} chains of "
-            f"{command.warmup} warm-up steps and {kept} draws. Compiling.",
+            f"{command.sampler}, {command.chains} chains of {command.warmup} warm-up steps and "
+            f"{most}{command.draws} draws; compiling",
             file=sys.stderr,
         )
 
