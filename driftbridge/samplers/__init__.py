@@ -11,6 +11,7 @@ from driftbridge.samplers.base import Wrapper as Wrapper
 from driftbridge.samplers.energy_error import WithEnergyError as WithEnergyError
 from driftbridge.samplers.hmc import HMC as HMC
 from driftbridge.samplers.hmc import JitteredHMC as JitteredHMC
+from driftbridge.samplers.initial import Grouped as Grouped
 from driftbridge.samplers.initial import Initial as Initial
 from driftbridge.samplers.initial import UniformStart as UniformStart
 from driftbridge.samplers.kinetic import KLMC as KLMC

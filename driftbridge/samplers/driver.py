@@ -92,6 +92,7 @@ class Run:
     step: int = 0
     report: Callback = lambda _: None
     mesh: Mesh | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     after_chunk: Callable[["Run"], None] = lambda _: None
     _buffer: Record | None = None

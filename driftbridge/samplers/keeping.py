@@ -197,9 +197,15 @@ class Reduced(Keeper):
     Parameters are flattened in the order of `names`. Draws wait until a block of `GRID` is full.
     """
 
-    def __init__(self, target: Target, reducers: Sequence[Reducer], num_chains: int):
+    def __init__(
+        self,
+        target: Target,
+        reducers: Sequence[Reducer],
+        num_chains: int,
+        num_groups: int | None = None,
+    ):
         if not any(isinstance(reducer, Mixing) for reducer in reducers):
-            reducers = (*reducers, Mixing())  # convergence is always told
+            reducers = (*reducers, Mixing(num_groups))  # convergence is always told
         self.target = target
         self.reducers = tuple(reducers)
         self.names = names_of(target)

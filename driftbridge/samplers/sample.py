@@ -34,7 +34,7 @@ from driftbridge.samplers.driver import (
     settle,
 )
 from driftbridge.samplers.hmc import JitteredHMC
-from driftbridge.samplers.initial import start
+from driftbridge.samplers.initial import Grouped, start
 from driftbridge.samplers.keeping import InMemory, Keeper, OnDisk, Reduced
 from driftbridge.samplers.reducers import Reducer
 from driftbridge.samplers.saved import write_result
@@ -92,6 +92,10 @@ def sample(
     adapt = cast_floating(adapt, dtype)
     check_target(target, chosen, dtype)
     check_mesh(mesh, num_chains)
+    facts = {
+        "seed": key if isinstance(key, int) else None,
+        "num_groups": groups_of(init, num_chains),
+    }
     key = as_key(key)
     keys = streams(key)
     positions = start(target, init, keys.start, num_chains, dtype, over_devices(mesh))
@@ -107,6 +111,8 @@ def sample(
             **counts,
             "dtype": np.dtype(dtype).name,
             "key": jax.random.key_data(key).tolist(),
+            "key_impl": str(jax.random.key_impl(key)),
+            "facts": facts,
         }
         describe(draw_store, parts, settings)
 
@@ -116,11 +122,12 @@ def sample(
         chains=begin(target, chosen, adapt, positions, jnp.asarray(num_warmup, jnp.int32)),
         keys=keys,
         chain_keys=keys_of_chains(keys, num_chains, mesh),
-        keeper=keeper_for(target, reducers, draw_store, num_chains),
+        keeper=keeper_for(target, reducers, draw_store, num_chains, facts["num_groups"]),
         thin=thin,
         num_warmup=num_warmup,
         report=reporter(progress),
         mesh=mesh,
+        facts=facts,
     )
     return execute(run, num_samples, draw_store)
 
@@ -155,7 +162,11 @@ def resume(
     sampler, adapt = parts["sampler"], parts["adapt"]
     chains_count, dtype = settings["num_chains"], np.dtype(settings["dtype"])
     check_mesh(mesh, chains_count)
-    keys = streams(jax.random.wrap_key_data(jnp.asarray(settings["key"], jnp.uint32)))
+    keys = streams(
+        jax.random.wrap_key_data(
+            jnp.asarray(settings["key"], jnp.uint32), impl=settings["key_impl"]
+        )
+    )
     leaves, facts = draw_store.load_checkpoint()
 
     def fresh(positions):
@@ -175,12 +186,15 @@ def resume(
         chains=chains,
         keys=keys,
         chain_keys=keys_of_chains(keys, chains_count, mesh),
-        keeper=keeper_for(whole, parts["reducers"], draw_store, chains_count),
+        keeper=keeper_for(
+            whole, parts["reducers"], draw_store, chains_count, settings["facts"]["num_groups"]
+        ),
         thin=settings["thin"],
         num_warmup=settings["num_warmup"],
         step=facts["step"],
         report=reporter(progress),
         mesh=mesh,
+        facts=settings["facts"],
     )
     run.clock.compile = facts["clock"]["compile"]
     run.clock.seconds, run.clock.gradients = facts["clock"]["seconds"], facts["clock"]["gradients"]
@@ -232,6 +246,7 @@ def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | N
         "num_samples": asked,
         "num_warmup": run.num_warmup,
         "thin": run.thin,
+        **run.facts,
         "interrupted": interrupted,
         "unmet": unmet,
         "seconds_compile": run.clock.compile,
@@ -247,6 +262,19 @@ def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | N
     return draws
 
 
+def groups_of(init: Any, num_chains: int) -> int | None:
+    """Number of groups of chains with one start each, where `init` makes them."""
+    if not isinstance(init, Grouped):
+        return None
+    groups, rest = divmod(num_chains, init.group_size)
+    if rest or groups < 4:
+        raise ValueError(
+            f"groups of {init.group_size} chains must divide num_chains into at least four; got "
+            f"num_chains={num_chains}."
+        )
+    return groups
+
+
 def reducers_of(keep: str | Sequence[Reducer]) -> tuple[Reducer, ...] | None:
     """The reducers of a `keep` argument, None for draws."""
     if keep == "draws":
@@ -257,9 +285,13 @@ def reducers_of(keep: str | Sequence[Reducer]) -> tuple[Reducer, ...] | None:
 
 
 def keeper_for(
-    target: Target, reducers: tuple[Reducer, ...] | None, store: DrawStore | None, num_chains: int
+    target: Target,
+    reducers: tuple[Reducer, ...] | None,
+    store: DrawStore | None,
+    num_chains: int,
+    num_groups: int | None,
 ) -> Keeper:
     """Reducers where there are any, else the store where there is one, else memory."""
     if reducers is not None:
-        return Reduced(target, reducers, num_chains)
+        return Reduced(target, reducers, num_chains, num_groups)
     return InMemory(target) if store is None else OnDisk(target, store)

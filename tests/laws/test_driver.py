@@ -234,3 +234,16 @@ def test_a_recompilation_says_why_and_once(capsys):
     assert sample(12) == 1
     assert sample(13) == 1
     assert sample(12) == 0
+
+
+def test_groups_of_chains_share_their_start():
+    from driftbridge.samplers import Grouped, UniformStart
+
+    settings = {"num_samples": 256, "num_warmup": 0, "num_chains": 16}
+    draws = db.sample(gaussian(), MALA(1e-6), init=Grouped(UniformStart(), 4), **settings)
+    starts = draws.positions[:, 0].reshape(4, 4, 3)
+    # Steps of 1e-6 move by about sqrt(2e-6); starts of groups are apart by more.
+    assert np.ptp(starts, axis=1).max() < 0.01 < np.ptp(starts[:, 0], axis=0).min()
+    assert draws.metadata["num_groups"] == 4
+    with pytest.raises(ValueError, match="at least four"):
+        db.sample(gaussian(), MALA(0.1), init=Grouped(UniformStart(), 5), **settings)
