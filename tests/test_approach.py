@@ -14,7 +14,7 @@ CHAINS, DIM = 16, 5
 
 
 def two_scales(x, scale):
-    """Normal of this scale where `x > 0` and of a hundredth of it elsewhere, in every coordinate."""
+    """In every coordinate normal of this scale where `x > 0`, of a hundredth of it elsewhere."""
     return -0.5 * jnp.sum((x / jnp.where(x > 0, scale, scale / 100)) ** 2)
 
 
