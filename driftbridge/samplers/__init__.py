@@ -9,6 +9,9 @@ from driftbridge.samplers.base import Info as Info
 from driftbridge.samplers.base import Sampler as Sampler
 from driftbridge.samplers.base import Wrapper as Wrapper
 from driftbridge.samplers.energy_error import WithEnergyError as WithEnergyError
+from driftbridge.samplers.high_order import ALIGN as ALIGN
+from driftbridge.samplers.high_order import QUICSORT as QUICSORT
+from driftbridge.samplers.high_order import ShOULD as ShOULD
 from driftbridge.samplers.hmc import HMC as HMC
 from driftbridge.samplers.hmc import JitteredHMC as JitteredHMC
 from driftbridge.samplers.initial import Grouped as Grouped
