@@ -22,11 +22,14 @@ from driftbridge.samplers.keeping import Keeper
 from driftbridge.samplers.loop import (
     Chains,
     Record,
+    Rows,
     advance,
     block_noise,
     over_chains,
+    pack,
     record_of,
     transition,
+    unpack,
 )
 from driftbridge.targets.base import Target
 
@@ -95,7 +98,7 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     after_chunk: Callable[["Run"], None] = lambda _: None
-    _buffer: Record | None = None
+    _buffer: Rows | None = None
     _rate: float | None = None
 
     @property
@@ -123,20 +126,20 @@ class Run:
             self.adapt = None
         self._buffer = self._rate = None
 
-    def _chunk_draws(self, buffer: Record) -> int:
+    def _chunk_draws(self, buffer: Rows) -> int:
         capacity = buffer.position.shape[0]
         if self._rate is None:
             return GRID
         planned = int(self._rate * CHUNK_SECONDS) // GRID * GRID
         return max(GRID, min(planned, capacity))
 
-    def _take_buffer(self) -> Record:
+    def _take_buffer(self) -> Rows:
         if self._buffer is None:
             self._buffer = new_buffer(self.target, self.chains, self.chain_keys, self.mesh)
         buffer, self._buffer = self._buffer, None
         return buffer
 
-    def _one_chunk(self, phase: str, buffer: Record, draws: int, thin: int) -> None:
+    def _one_chunk(self, phase: str, buffer: Rows, draws: int, thin: int) -> None:
         watch, start = Compilations(), time.perf_counter()
         chains, buffer = advance_chunk(
             self.target,
@@ -145,10 +148,10 @@ class Run:
             self.chain_keys,
             jnp.asarray(self.step, jnp.int32),
             jnp.asarray(draws * thin, jnp.int32),
-            jnp.asarray(thin, jnp.int32),
+            None if thin == 1 else jnp.asarray(thin, jnp.int32),
             self.adapt,
         )
-        record = jax.tree.map(partial(to_host, draws=draws), buffer)
+        record = unpack(jax.tree.map(partial(to_host, draws=draws), buffer))
         elapsed = time.perf_counter() - start - watch.seconds
         if watch.programs:
             tell_recompilation(phase, self.target, self.chains, self.adapt)
@@ -209,28 +212,28 @@ def to_host(leaf, draws: int) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(np.asarray(leaf)[:draws], 0, 1))
 
 
-def record_shapes(target: Target, chains: Chains, keys) -> Record:
-    """Shapes of the record of one draw, `(chains, ...)` each."""
+def row_shapes(target: Target, chains: Chains, keys) -> Rows:
+    """Shapes of the rows of one draw, `(chains, ...)` each."""
 
     def one(chains, keys):
         noise = block_noise(
             chains.sampler, keys, jnp.arange(1, dtype=jnp.int32), chains.states.position
         )
         noise = jax.tree.map(lambda leaf: leaf[0], noise)
-        return record_of(*transition(target, chains.sampler, chains.states, noise))
+        return pack(record_of(*transition(target, chains.sampler, chains.states, noise)))
 
     return jax.eval_shape(one, chains, keys)
 
 
-def empty_record(target: Target, chains: Chains, keys, capacity: int) -> Record:
-    """A record for `capacity` draws, traced or not."""
-    shapes = record_shapes(target, chains, keys)
+def empty_rows(target: Target, chains: Chains, keys, capacity: int) -> Rows:
+    """Rows for `capacity` draws, traced or not."""
+    shapes = row_shapes(target, chains, keys)
     return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
 
 
-def new_buffer(target: Target, chains: Chains, keys, mesh: Mesh | None) -> Record:
-    """An empty record for as many draws as `BUFFER_BYTES` hold, a multiple of `GRID`."""
-    shapes = record_shapes(target, chains, keys)
+def new_buffer(target: Target, chains: Chains, keys, mesh: Mesh | None) -> Rows:
+    """Empty rows for as many draws as `BUFFER_BYTES` hold, a multiple of `GRID`."""
+    shapes = row_shapes(target, chains, keys)
     row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     capacity = GRID * max(1, min(64, BUFFER_BYTES // (row * GRID)))
     sharding = None

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -33,6 +35,35 @@ class Record(NamedTuple):
     energy_error: Float[Array, "draws chains"] | None
     energy: Float[Array, "draws chains"] | None
     log_density: Float[Array, "draws chains"] | None
+
+
+class Rows(eqx.Module):
+    """Records as the loop writes them: the statistics side by side in the dtype of the positions.
+
+    Each store of the compiled loop costs about as much as an update of the position; so there are
+    two a draw. `columns` names the last axis of `statistics`.
+    """
+
+    position: Float[Array, "*draws chains dim"]
+    statistics: Float[Array, "*draws chains columns"]
+    columns: tuple[str, ...] = eqx.field(static=True)
+
+
+def pack(record: Record) -> Rows:
+    """The record as rows, with any leading axes."""
+    present = {k: v for k, v in record._asdict().items() if k != "position" and v is not None}
+    dtype = record.position.dtype
+    statistics = jnp.stack([jnp.asarray(v, dtype) for v in present.values()], axis=-1)
+    return Rows(record.position, statistics, tuple(present))
+
+
+def unpack(rows: Rows) -> Record:
+    """Inverse of `pack`, for NumPy's arrays too; counts are exact up to 2^24 in float32."""
+    found = {name: rows.statistics[..., i] for i, name in enumerate(rows.columns)}
+    found["is_divergent"] = found["is_divergent"] > 0
+    found["num_gradients"] = found["num_gradients"].astype(np.int32)
+    missing = dict.fromkeys(Record._fields)
+    return Record(**(missing | found | {"position": rows.position}))
 
 
 class Chains(NamedTuple):
@@ -92,11 +123,8 @@ def transition(
         if sampler.facts.adjusted:  # the Metropolis decision has refused it already
             return new, info
         # One sum finds any NaN or infinity; overflow of finite entries is a lost chain too.
-        checked = sum(
-            jnp.sum(leaf)
-            for leaf in (new.position, *([new.score] if "score" in new._fields else []))
-        )
-        is_finite = jnp.isfinite(checked)
+        checked = new.position + new.score if "score" in new._fields else new.position
+        is_finite = jnp.isfinite(jnp.sum(checked))
         kept = jax.tree.map(
             lambda new, old: jnp.where(is_finite, new, old), new, sampler.refuse(state)
         )
@@ -137,24 +165,26 @@ def merge(earlier: Record, latest: Record, is_first: Bool[Array, ""]) -> Record:
 def advance(
     target: Target,
     chains: Chains,
-    buffer: Record,
+    buffer: Rows,
     keys: Key[Array, " chains"],
     first_step: Int[Array, ""],
     num_steps: Int[Array, ""],
-    thin: Int[Array, ""],
+    thin: Int[Array, ""] | None = None,
     adapt: Any = None,
-) -> tuple[Chains, Record]:
+) -> tuple[Chains, Rows]:
     """Take `num_steps` transitions and write every `thin`-th state into `buffer`.
 
     Pure and jittable; `num_steps` and `thin` are data, so one program serves every length up to
-    the buffer's. Noise is that of the absolute steps `first_step + i`, so results do not depend
-    on how a run is cut into chunks.
+    the buffer's (another one serves `thin=None`, which writes every state at less cost). Noise is
+    that of the absolute steps `first_step + i`, so results do not depend on how a run is cut into
+    chunks.
 
     **Arguments:**
 
     - `chains`: states with a leading chain axis, the sampler they share, and the state of `adapt`.
-    - `buffer`: a `Record` with leading axes `(capacity, chains)`; written from index 0.
+    - `buffer`: `Rows` with leading axes `(capacity, chains)`; written from index 0.
     - `keys`: one key a chain.
+    - `thin`: None, or the number of transitions for each row.
     - `adapt`: an `Adaptation` whose `update` is applied after every transition, or None.
 
     **Returns:** the chains after the last transition, and the buffer.
@@ -166,12 +196,16 @@ def advance(
         noise = noise_at(i)
         sampler = chains.sampler.at_step(first_step + i)
         states, infos = transition(target, sampler, chains.states, noise)
-        pending = merge(pending, record_of(states, infos), i % thin == 0)
-        written = pending._replace(acceptance_rate=pending.acceptance_rate / thin)
+        record = record_of(states, infos)
+        row = i
+        if thin is not None:
+            pending = merge(pending, record, i % thin == 0)
+            record = pending._replace(acceptance_rate=pending.acceptance_rate / thin)
+            row = i // thin
         buffer = jax.tree.map(
-            lambda stack, row: lax.dynamic_update_index_in_dim(stack, row, i // thin, 0),
+            lambda stack, new: lax.dynamic_update_index_in_dim(stack, new, row, 0),
             buffer,
-            written,
+            pack(record),
         )
         if adapt is None:
             return Chains(states, chains.sampler, chains.adaptation), buffer, pending
@@ -192,7 +226,9 @@ def advance(
         end = jnp.minimum(start + block, num_steps)
         return lax.fori_loop(start, end, lambda i, c: step(i, noise_at, *c), carry)
 
-    pending = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), buffer)
+    pending = None
+    if thin is not None:
+        pending = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), unpack(buffer))
     num_blocks = (num_steps + block - 1) // block
     chains, buffer, _ = lax.fori_loop(0, num_blocks, run_block, (chains, buffer, pending))
     return chains, buffer

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Key
 from driftbridge.runtime.keys import chain_keys, streams
 from driftbridge.samplers.adaptation import Adaptation
 from driftbridge.samplers.base import Sampler
-from driftbridge.samplers.driver import begin, empty_record, settle
-from driftbridge.samplers.loop import Record, advance
+from driftbridge.samplers.driver import begin, empty_rows, settle
+from driftbridge.samplers.loop import Record, advance, unpack
 from driftbridge.targets.base import Target
 
 
@@ -46,15 +46,16 @@ def run(
     go = partial(advance, target, keys=keys)
     integer = partial(jnp.asarray, dtype=jnp.int32)
     if num_warmup:
-        unkept = empty_record(target, chains, keys, num_warmup)
+        unkept = empty_rows(target, chains, keys, num_warmup)
         chains, _ = go(
-            chains, unkept, first_step=integer(0), num_steps=integer(num_warmup), thin=integer(1),
+            chains, unkept, first_step=integer(0), num_steps=integer(num_warmup),
             adapt=adapt,
         )  # fmt: skip
         if adapt is not None:
             chains = settle(target, adapt, chains)
-    chains, record = go(
-        chains, empty_record(target, chains, keys, num_samples), first_step=integer(num_warmup),
-        num_steps=integer(num_samples * thin), thin=integer(thin),
+    chains, rows = go(
+        chains, empty_rows(target, chains, keys, num_samples), first_step=integer(num_warmup),
+        num_steps=integer(num_samples * thin),
+        thin=None if thin == 1 else integer(thin),
     )  # fmt: skip
-    return record, chains.sampler
+    return unpack(rows), chains.sampler
