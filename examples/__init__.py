@@ -1,0 +1,1 @@
+"""Short programs on real data; the tests run them."""
