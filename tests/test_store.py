@@ -211,3 +211,32 @@ def test_codec_round_trip():
     assert type(back["s"]) is OBABO and back["s"].step_size == 0.3
     with pytest.raises(NotStorable, match="importable"):
         encode(lambda x: x)
+
+
+def test_interruption_in_the_middle_of_a_write(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
+    real, calls = store_module.DrawStore._write, []
+
+    def interrupted(self, array, values, at):
+        # The second chunk after warm-up (its draws begin at 128) is half written.
+        calls.append(array.path.startswith("sample_stats") and at == 128)
+        if sum(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, array, values, at)
+
+    monkeypatch.setattr(store_module.DrawStore, "_write", interrupted)
+    draws = draw(tmp_path / "run", 500)
+    assert draws.num_draws == 128 and "interrupted" in [f.name for f in draws.warnings]
+    assert np.array_equal(db.load(tmp_path / "run").positions, whole.positions[:, :128])
+    monkeypatch.setattr(store_module.DrawStore, "_write", real)
+    resumed = db.resume(tmp_path / "run", num_samples=500)
+    assert np.array_equal(resumed.positions, whole.positions)
+    assert resumed.stats["acceptance_rate"].shape == (2, 500)
+
+
+def test_parameters_keep_their_order(tmp_path):
+    target = db.from_density(lambda p: -(p["z"] ** 2 + p["a"] ** 2) / 2, {"z": 0.0, "a": 0.0})
+    names = list(target.constrain(np.zeros(2, np.float32)))
+    draws = db.sample(target, MALA(0.5), num_samples=130, num_warmup=0, store=tmp_path / "run")
+    assert list(draws.parameters) == names
+    assert list(db.load(tmp_path / "run").parameters) == names

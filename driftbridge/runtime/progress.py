@@ -1,10 +1,11 @@
 """Progress of long work: one line with rate and estimated end, or a callback."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def reporter(progress: bool | Callback) -> Callback:
 class Line:
     """Rewrites one line on a terminal; elsewhere prints at most one line in ten seconds."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self.stream = stream
         self.last = 0.0
         self.phase = ""
@@ -51,14 +52,18 @@ class Line:
             return
         self.last, self.phase = now, at.phase
         end = "\n" if ends or not on_terminal else ""
-        self.stream.write(("\r\x1b[K" if on_terminal else "") + text(at) + end)
+        line = text(at)
+        if on_terminal:
+            # A line that wraps could not be rewritten.
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+        self.stream.write(line + end)
         self.stream.flush()
 
 
 def text(at: Progress) -> str:
     """One line of progress."""
     if at.total is None:
-        amount = f"{at.done}"
+        amount = f"{at.done} draws"
     else:
         filled = round(24 * at.done / max(at.total, 1))
         amount = f"{'━' * filled}{'─' * (24 - filled)} {at.done}/{at.total}"

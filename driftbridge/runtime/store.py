@@ -41,17 +41,36 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+class Stored:
+    """The first `draws` draws of an array `(chain, draw, *event)` on disk, read when indexed."""
+
+    def __init__(self, handle: Any, draws: int):
+        self.handle = handle
+        self.shape = (handle.shape[0], draws, *handle.shape[2:])
+        self.dtype = handle.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        index = index if isinstance(index, tuple) else (index,)
+        if len(index) < 2:
+            index = (*index, slice(None))
+        start, stop, step = index[1].indices(self.shape[1])
+        return np.asarray(self.handle[(index[0], slice(start, stop, step), *index[2:])])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 class StoredArrays(Mapping[str, np.ndarray]):
     """Arrays `(chain, draw, *event)` by name that stay on disk until they are read."""
 
     # Numbers read at once by `blocks`.
     BLOCK = 1 << 21
 
-    def __init__(self, handles: Mapping[str, Any]):
+    def __init__(self, handles: Mapping[str, Stored]):
         self.handles = handles
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return np.asarray(self.handles[name][:])
+        return self.handles[name][:]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.handles)
@@ -68,12 +87,12 @@ class StoredArrays(Mapping[str, np.ndarray]):
         handle = self.handles[name]
         chains, draws, *event = handle.shape
         if not event:
-            yield np.asarray(handle[:])[..., None]
+            yield handle[:][..., None]
             return
         row = max(chains * draws * int(np.prod(event[1:])), 1)
         step = max(1, self.BLOCK // row)
         for start in range(0, event[0], step):
-            part = np.asarray(handle[:, :, start : start + step])
+            part = handle[:, :, start : start + step]
             yield part.reshape(chains, draws, -1)
 
 
@@ -181,6 +200,7 @@ class DrawStore:
             "chain", shape=(chains,), dtype="int64", dimension_names=("chain",)
         )
         chain[:] = np.arange(chains)
+        node.attrs["order"] = list(arrays)
         used = set()
         for name, values in arrays.items():
             event = values.shape[2:]
@@ -201,31 +221,40 @@ class DrawStore:
             label[:] = labels
 
     def length(self, group: str) -> int:
-        """Draws in a group; 0 where it does not exist."""
-        return int(self.root[group]["draw"].shape[0]) if group in self.root else 0
+        """Draws that every array of a group has; 0 where it does not exist.
+
+        A process that dies while it writes leaves arrays of unequal length.
+        """
+        if group not in self.root:
+            return 0
+        node = self.root[group]
+        names = [*node.attrs["order"], "draw"]
+        if any(name not in node for name in names):
+            return 0
+        axes = [node[name].metadata.dimension_names.index("draw") for name in names]
+        return min(int(node[name].shape[axis]) for name, axis in zip(names, axes, strict=True))
 
     def truncate(self, group: str, length: int) -> None:
-        """Cut a group to its first `length` draws."""
-        if self.length(group) <= length:
+        """Cut the arrays of a group to their first `length` draws."""
+        if group not in self.root:
             return
-        node = self.root[group]
-        for name, array in node.arrays():
-            if name == "draw":
-                array.resize((length,))
-            elif array.metadata.dimension_names[:2] == ("chain", "draw"):
-                array.resize((array.shape[0], length, *array.shape[2:]))
+        for _, array in self.root[group].arrays():
+            names = array.metadata.dimension_names
+            if "draw" in names:
+                axis = names.index("draw")
+                if array.shape[axis] > length:
+                    array.resize((*array.shape[:axis], length, *array.shape[axis + 1 :]))
 
-    def arrays(self, group: str) -> "StoredArrays":
-        """The arrays of a group that have a draw axis, read when they are asked for."""
+    def arrays(self, group: str, draws: int | None = None) -> StoredArrays:
+        """The arrays of a group that have a draw axis, or their first `draws` draws.
+
+        They come in the order in which they were first written.
+        """
         if group not in self.root:
             return StoredArrays({})
-        return StoredArrays(
-            {
-                name: array
-                for name, array in self.root[group].arrays()
-                if array.metadata.dimension_names[:2] == ("chain", "draw")
-            }
-        )
+        node = self.root[group]
+        length = self.length(group) if draws is None else draws
+        return StoredArrays({name: Stored(node[name], length) for name in node.attrs["order"]})
 
     def labels(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
         """`dims` and `coords` of the posterior, as a target gives them."""

@@ -70,11 +70,12 @@ advance_chunk = jax.jit(advance, donate_argnames=("buffer",))
 
 @dataclass
 class Clock:
-    """Seconds and gradients spent, by phase."""
+    """Seconds and gradients spent, and divergences met, by phase."""
 
     compile: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: {"warmup": 0.0, "sampling": 0.0})
     gradients: dict[str, int] = field(default_factory=lambda: {"warmup": 0, "sampling": 0})
+    divergences: dict[str, int] = field(default_factory=lambda: {"warmup": 0, "sampling": 0})
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Run:
             buffer = self._take_buffer()
             chunk = min(end - done, self._chunk_draws(buffer))
             self._one_chunk(phase, buffer, chunk, thin)
-            self._tell(phase, total)
+            self.tell(phase, total)
             self.after_chunk(self)
 
     def settle(self) -> None:
@@ -161,22 +162,25 @@ class Run:
         self.clock.compile += watch.seconds
         self.clock.seconds[phase] += elapsed
         self.clock.gradients[phase] += int(record.num_gradients.sum())
+        self.clock.divergences[phase] += int(record.is_divergent.sum())
         if phase == "sampling":
             refuse_failure(record, self.chains.sampler, draws * thin)
         stats = {name: v for name, v in record._asdict().items() if v is not None}
         self._last = stats
         self.keeper.add(phase, stats.pop("position"), stats)
 
-    def _tell(self, phase: str, total: int | None) -> None:
+    def tell(self, phase: str, total: int | None) -> None:
+        """Report where the phase stands; at `total` it has ended."""
         done = self.keeper.count(phase)
         rate = self._rate or 0.0
         eta = None if total is None or rate == 0 else (total - done) / rate
-        divergent = int(self._last["is_divergent"].sum())
-        note = f"acceptance {float(self._last['acceptance_rate'].mean()):.2f}"
-        if divergent:
-            note += f", {divergent} divergent"
+        notes = []
+        if self.chains.sampler.facts.adjusted:
+            notes.append(f"acceptance {float(self._last['acceptance_rate'].mean()):.2f}")
+        if divergent := self.clock.divergences[phase]:
+            notes.append(f"{divergent} divergent")
         name = {"warmup": "warm-up", "sampling": "sampling"}[phase]
-        self.report(Progress(name, done, total, rate, eta, note))
+        self.report(Progress(name, done, total, rate, eta, ", ".join(notes)))
 
 
 _signatures = Signatures()

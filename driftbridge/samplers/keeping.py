@@ -172,14 +172,16 @@ def stored_draws(
     """The draws of a store, which stay on disk until they are read."""
 
     def of(phase: str, **more) -> Draws | None:
-        positions = store.arrays(OnDisk.group(phase, "unconstrained_posterior"))
-        if "position" not in positions:
+        groups = [OnDisk.group(phase, name) for name in OnDisk.GROUPS]
+        draws = min(map(store.length, groups))
+        if not draws:
             return None
+        posterior, stats, positions = (store.arrays(group, draws) for group in groups)
         return Draws(
             target,
             positions.handles["position"],
-            store.arrays(OnDisk.group(phase, "sample_stats")).handles,
-            parameters=store.arrays(OnDisk.group(phase, "posterior")),
+            stats.handles,
+            parameters=posterior,
             **more,
         )
 

@@ -27,6 +27,7 @@ from driftbridge.samplers.door import (
 )
 from driftbridge.samplers.draws import Draws
 from driftbridge.samplers.driver import (
+    Clock,
     Run,
     begin,
     keys_of_chains,
@@ -196,8 +197,7 @@ def resume(
         mesh=mesh,
         facts=settings["facts"],
     )
-    run.clock.compile = facts["clock"]["compile"]
-    run.clock.seconds, run.clock.gradients = facts["clock"]["seconds"], facts["clock"]["gradients"]
+    run.clock = Clock(**facts["clock"])
     run.keeper.restore(kept, facts["draws"])
     return execute(run, num_samples, draw_store)
 
@@ -230,12 +230,12 @@ def draw_until(run: Run, until: Until) -> str | None:
         done = run.keeper.count("sampling")
         if done:
             unmet = until.unmet(run.keeper.diagnose())
-            if unmet is None or done >= until.max_draws:
-                return unmet
-            if until.seconds is not None and run.clock.seconds["sampling"] >= until.seconds:
+            late = until.seconds is not None and run.clock.seconds["sampling"] >= until.seconds
+            if unmet is None or late or done >= until.max_draws:
+                run.tell("sampling", done)
                 return unmet
         look = until.next_look(done, GRID)
-        run.advance("sampling", look - done, until.max_draws)
+        run.advance("sampling", look - done, None)
 
 
 def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | None) -> Draws:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,6 @@ def checkpoint(store: DrawStore, run: Run) -> None:
         "settled": run.adapt is None,
         "leaves": len(leaves),
         "draws": {phase: run.keeper.count(phase) for phase in ("warmup", "sampling")},
-        "clock": {
-            "compile": run.clock.compile,
-            "seconds": run.clock.seconds,
-            "gradients": run.clock.gradients,
-        },
+        "clock": asdict(run.clock),
     }
     store.save_checkpoint(leaves + kept, json.loads(json.dumps(facts)))

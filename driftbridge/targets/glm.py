@@ -240,7 +240,7 @@ def _check_finite(array, name, names):
 
 
 def _labels(names, d):
-    labels = tuple(names)
+    labels = tuple(str(name) if isinstance(name, str) else name for name in names)
     if len(labels) != d or len(set(labels)) != d or not all(isinstance(s, str) for s in labels):
         raise ValueError(f"names must be {d} different strings, one a column of X; got {labels}.")
     return labels
