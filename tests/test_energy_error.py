@@ -105,7 +105,12 @@ def test_error_of_exponential_euler_measures_its_bias():
     assert mean == pytest.approx(bias, rel=2 * sampler.friction * sampler.step_size)
 
 
-@pytest.mark.parametrize("name", UNADJUSTED)
+QUICK = ("KLMC", "OBABO", "PoissonMidpoint")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in UNADJUSTED]
+)
 def test_errors_come_with_one_more_gradient(name):
     sampler, target = SAMPLERS[name](step_size=0.1), LogCosh(3)
     before, after, info = two_points(sampler, target)

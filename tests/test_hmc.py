@@ -167,7 +167,8 @@ def test_a_target_that_is_not_finite_is_refused_and_diverges(make):
     sampler, x = make(0.5), jnp.asarray([-1e-3, 0.0, 0.0])
     noise = sampler.noise(jax.random.key(0), x)
     noise = noise._replace(normal=jnp.full_like(noise.normal, 2.0))
-    state, info = sampler.step(Wall(3), sampler.init(Wall(3), x), noise)
+    step = jax.jit(lambda x, noise: sampler.step(Wall(3), sampler.init(Wall(3), x), noise))
+    state, info = step(x, noise)
     np.testing.assert_array_equal(state.position, x)
     assert bool(info.is_divergent)
     assert info.acceptance_rate == 0

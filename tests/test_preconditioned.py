@@ -59,7 +59,7 @@ path = eqx.filter_jit(path)
 
 
 # Every sampler is under these laws; those of one family share what could fail.
-QUICK = ("LMC", "KLMC", "BAOAB", "MALA", "HMC", "AdjustedKinetic")
+QUICK = ("BAOAB", "HMC", "AdjustedKinetic")
 
 
 @pytest.fixture(

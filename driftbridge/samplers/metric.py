@@ -5,7 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from driftbridge.targets.leaves import check_positive
 
@@ -42,27 +42,27 @@ class DiagonalMetric(Metric):
     - `scale`: positive, shape `(dim,)`; standard deviations of the target.
     """
 
-    scale: Float[Array, " dim"]
+    scale: Float[ArrayLike, " dim"]
 
     def __check_init__(self):
         check_positive(scale=self.scale)
 
     @classmethod
-    def from_variance(cls, variance: Float[Array, " dim"]) -> "DiagonalMetric":
+    def from_variance(cls, variance: Float[ArrayLike, " dim"]) -> "DiagonalMetric":
         """The metric of a diagonal covariance."""
         return cls(jnp.sqrt(variance))
 
     def unwhiten(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self.scale * z
+        return jnp.multiply(self.scale, z)
 
     def whiten(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return x / self.scale
+        return jnp.divide(x, self.scale)
 
     def whiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self.scale * score
+        return jnp.multiply(self.scale, score)
 
     def unwhiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return score / self.scale
+        return jnp.divide(score, self.scale)
 
 
 class DenseMetric(Metric):
@@ -77,22 +77,22 @@ class DenseMetric(Metric):
     - `inverse_cholesky`: its inverse.
     """
 
-    cholesky: Float[Array, "dim dim"]
-    inverse_cholesky: Float[Array, "dim dim"]
+    cholesky: Float[ArrayLike, "dim dim"]
+    inverse_cholesky: Float[ArrayLike, "dim dim"]
 
     @classmethod
-    def from_covariance(cls, covariance: Float[Array, "dim dim"]) -> "DenseMetric":
+    def from_covariance(cls, covariance: Float[ArrayLike, "dim dim"]) -> "DenseMetric":
         """The metric of a positive definite covariance (NaN where it is not)."""
-        cholesky = jnp.linalg.cholesky(covariance)
-        identity = jnp.eye(len(covariance), dtype=covariance.dtype)
+        cholesky = jnp.linalg.cholesky(jnp.asarray(covariance))
+        identity = jnp.eye(len(cholesky), dtype=cholesky.dtype)
         inverse = jax.scipy.linalg.solve_triangular(cholesky, identity, lower=True)
         return cls(cholesky, inverse)
 
     def unwhiten(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return _product(z, self.cholesky.T)
+        return _product(z, jnp.transpose(self.cholesky))
 
     def whiten(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return _product(x, self.inverse_cholesky.T)
+        return _product(x, jnp.transpose(self.inverse_cholesky))
 
     def whiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
         return _product(score, self.cholesky)
