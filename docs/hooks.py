@@ -1,6 +1,7 @@
 """What mkdocs makes while it builds: tables from the code, and the results of pages that run.
 
-A line `<!-- table: NAME -->` becomes the table of that name. On a page with `run: true` at its head
+A line `<!-- table: NAME -->` becomes the table of that name, and `<!-- file: PATH -->` a block of
+Python, the file at a path of the repository. On a page with `run: true` at its head
 every block of Python runs, in order and in one namespace; what it prints and the value of its last
 expression follow it, a matplotlib figure as a picture.
 """
@@ -10,6 +11,7 @@ import contextlib
 import functools
 import io
 import os
+import pprint
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"^<!-- table: (\w+) -->$", re.MULTILINE)
-INCLUDED = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
+FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)
 
 
 class Result(NamedTuple):
@@ -31,8 +33,8 @@ class Result(NamedTuple):
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Fill in tables; on a page that runs, results too."""
-    markdown = TABLE.sub(lambda match: TABLES[match[1]](), markdown)
+    """Fill in tables and files; on a page that runs, results too."""
+    markdown = TABLE.sub(lambda match: TABLES[match[1]](), with_files(markdown))
     if not page.meta.get("run"):
         return markdown
     results = iter(run(page.file.src_uri, blocks(markdown)))
@@ -61,12 +63,18 @@ def generated(config: Any, name: str, content: bytes) -> Any:
     return File.generated(config, name, content=content)
 
 
+def with_files(markdown: str) -> str:
+    """A page with the files that it shows in place."""
+
+    def block(match: re.Match) -> str:
+        return f"```python\n{(ROOT / match[1]).read_text(encoding='utf-8')}```"
+
+    return FILE.sub(block, markdown)
+
+
 def blocks(markdown: str) -> tuple[str, ...]:
-    """The blocks of Python of a page, included files in place."""
-    return tuple(
-        INCLUDED.sub(lambda match: (ROOT / match[1]).read_text(encoding="utf-8"), block)
-        for block in BLOCK.findall(markdown)
-    )
+    """The blocks of Python of a page whose files are in place."""
+    return tuple(BLOCK.findall(markdown))
 
 
 @functools.cache
@@ -93,10 +101,12 @@ def run_block(label: str, code: str, namespace: dict[str, Any]) -> Result:
 
 
 def text_of(value: Any) -> str:
-    """A value as text; of a data frame all columns."""
+    """A value as text; of a data frame all columns, of a dict one entry a line where it is long."""
     import pandas
 
-    return value.to_string() if isinstance(value, pandas.DataFrame) else str(value)
+    if isinstance(value, pandas.DataFrame):
+        return value.to_string()
+    return pprint.pformat(value, sort_dicts=False) if isinstance(value, dict) else str(value)
 
 
 def picture(value: Any) -> bytes | None:
