@@ -9,7 +9,10 @@ interruption changes it.
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Int, Key
+
+from driftbridge.runtime.threefry import fold_in
 
 
 class Streams(NamedTuple):
@@ -21,12 +24,13 @@ class Streams(NamedTuple):
 
 
 def as_key(key: Any) -> Key[Array, ""]:
-    """Return a typed key from a seed or a typed key.
+    """Return a typed key from a seed (modulo 2^64) or a typed key.
 
     Raises `TypeError` for a legacy `uint32` key, naming the cure.
     """
     if isinstance(key, int):
-        return jax.random.key(key)
+        words = np.array([(key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF], np.uint32)
+        return jax.random.wrap_key_data(words, impl="threefry2x32")
     if isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
             raise TypeError(f"key must be one key; got an array of keys of shape {key.shape}.")
@@ -39,9 +43,11 @@ def as_key(key: Any) -> Key[Array, ""]:
 
 def streams(key: Key[Array, ""]) -> Streams:
     """Split the key of a run into its three streams."""
-    return Streams(*(jax.random.fold_in(key, i) for i in range(3)))
+    return Streams(*(fold_in(key, i) for i in range(3)))
 
 
-def chain_keys(key: Key[Array, ""], chains: Int[Array, " chains"]) -> Key[Array, " chains"]:
+def chain_keys(
+    key: Key[Array, ""], chains: Int[np.ndarray | Array, " chains"]
+) -> Key[Array, " chains"]:
     """One key for each chain number, the same whatever other chains there are."""
-    return jax.vmap(lambda c: jax.random.fold_in(key, c))(chains)
+    return fold_in(key, chains)

@@ -1,10 +1,10 @@
 """Starts that have found their way to where the mass is, each chain by itself."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from driftbridge.runtime.threefry import fold_in
 from driftbridge.samplers.initial import Initial, UniformStart
 from driftbridge.samplers.mala import MALA
 
@@ -34,13 +34,13 @@ class Approach(Initial):
             raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
 
     def propose(self, target, key, like):
-        first, steps = jax.random.split(key)
+        first, steps = fold_in(key, 0), fold_in(key, 1)
         goal = MALA.facts.acceptance
 
         def move(i, carry):
             state, log_step = carry
             sampler = MALA(jnp.exp(log_step))
-            noise = sampler.noise(jax.random.fold_in(steps, i), like)
+            noise = sampler.noise(fold_in(steps, i), like)
             state, info = sampler.step(target, state, noise)
             return state, log_step + info.acceptance_rate - goal
 

@@ -252,11 +252,7 @@ def new_buffer(target: Target, chains: Chains, keys, mesh: Mesh | None) -> Rows:
 
 def keys_of_chains(keys: Streams, num_chains: int, mesh: Mesh | None):
     """The key of every chain, laid out over the devices of `mesh`."""
-    chains = jax.device_put(np.arange(num_chains, dtype=np.int32), over_devices(mesh))
-    return _chain_keys(keys.steps, chains)
-
-
-_chain_keys = jax.jit(chain_keys)
+    return jax.device_put(chain_keys(keys.steps, np.arange(num_chains)), over_devices(mesh))
 
 
 def over_devices(mesh: Mesh | None) -> NamedSharding | None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from driftbridge.runtime.threefry import fold_in, unit_floats
 from driftbridge.samplers.base import Info, Noise, Point, Sampler, State, Wrapper
 from driftbridge.samplers.metropolis import DIVERGENCE
 from driftbridge.targets.base import Target
@@ -88,10 +89,8 @@ class WithEnergyError(Wrapper):
         return EnergyState(position, inner, *target.value_and_score(position))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> EnergyNoise:
-        inner, uniform = jax.random.split(key)
-        return EnergyNoise(
-            self.sampler.noise(inner, like), jax.random.uniform(uniform, (), like.dtype)
-        )
+        uniform = unit_floats(fold_in(key, 1), 1, like.dtype)[0]
+        return EnergyNoise(self.sampler.noise(fold_in(key, 0), like), uniform)
 
     def step(
         self, target: Target, state: EnergyState, noise: EnergyNoise

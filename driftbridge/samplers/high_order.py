@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, unadjusted_info
 from driftbridge.samplers.kinetic import Kinetic, KineticScoreState, KineticState
+from driftbridge.samplers.noise import normals
 from driftbridge.targets.base import Target
 
 # Variances, over the time of the step, of the Brownian increment W, its space-time area H and its
@@ -56,7 +57,7 @@ class LangevinRungeKutta(Kinetic):
         return KineticState(position, velocity, is_fresh)
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, "n dim"]:
-        return jax.random.normal(key, (1 + self.num_normals, *like.shape), like.dtype)
+        return normals(key, (1 + self.num_normals, *like.shape), like.dtype)
 
     def step(
         self, target: Target, state: KineticState | KineticScoreState, noise: Float[Array, "n dim"]

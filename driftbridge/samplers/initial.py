@@ -12,6 +12,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.runtime.threefry import fold_in, unit_floats
 from driftbridge.samplers.loop import over_chains
 from driftbridge.targets.base import Target
 from driftbridge.targets.leaves import check_positive
@@ -78,7 +79,8 @@ class UniformStart(Initial):
         check_positive(radius=self.radius)
 
     def propose(self, target, key, like):
-        return jax.random.uniform(key, like.shape, like.dtype, -self.radius, self.radius)
+        unit = unit_floats(key, like.size, like.dtype).reshape(like.shape)
+        return self.radius * (2 * unit - 1)
 
 
 @jax.jit
@@ -106,8 +108,8 @@ def starting_positions(
 
     def propose(attempt):
         def one(chain):
-            own = jax.random.fold_in(key, initial.source(chain))
-            chain_key = jax.random.fold_in(own, attempt)
+            own = fold_in(key, initial.source(chain))
+            chain_key = fold_in(own, attempt)
             return initial.propose(target, chain_key, like)
 
         return over_chains(one, chains.shape[0])(chains)

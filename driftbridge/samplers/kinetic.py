@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, Point, Sampler, unadjusted_info
-from driftbridge.samplers.noise import normals_and_uniforms
+from driftbridge.samplers.noise import normals, normals_and_uniforms
 from driftbridge.samplers.ornstein_uhlenbeck import (
     FreeFlight,
     ballistic,
@@ -112,7 +112,7 @@ class KLMC(Kinetic):
         )
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, "2 dim"]:
-        return jax.random.normal(key, (2, *like.shape), like.dtype)
+        return normals(key, (2, *like.shape), like.dtype)
 
     def step(
         self, target: Target, state: KineticScoreState, noise: Float[Array, "2 dim"]

@@ -2,12 +2,11 @@
 
 from typing import ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, Sampler, unadjusted_info
-from driftbridge.samplers.noise import normals_and_uniforms
+from driftbridge.samplers.noise import normals, normals_and_uniforms
 from driftbridge.targets.base import Target
 from driftbridge.targets.leaves import check_positive
 
@@ -56,7 +55,7 @@ class LMC(Sampler):
         return ScoreState(position, target.score(position))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return jax.random.normal(key, like.shape, like.dtype)
+        return normals(key, like.shape, like.dtype)
 
     def step(
         self, target: Target, state: ScoreState, noise: Float[Array, " dim"]

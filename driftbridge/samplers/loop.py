@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from driftbridge.runtime.threefry import fold_in
 from driftbridge.samplers.base import Info, Sampler, State
 from driftbridge.targets.base import Target
 
@@ -89,9 +90,11 @@ def over_chains(function: Callable, num_chains: int) -> Callable:
     return alone
 
 
-def block_length(sampler: Sampler, like: Float[Array, "chains dim"]) -> int:
+def block_length(
+    sampler: Sampler, keys: Key[Array, " chains"], like: Float[Array, "chains dim"]
+) -> int:
     """How many steps of noise are drawn at once, bounded by `BLOCK_BYTES` in all."""
-    shape = jax.eval_shape(sampler.noise, jax.random.key(0), like[0])
+    shape = jax.eval_shape(sampler.noise, keys[0], like[0])
     step_bytes = like.shape[0] * sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shape)
     )
@@ -108,7 +111,7 @@ def block_noise(
     """Noise with leading axes `(block, chains)`, a function of (seed, chain, step) alone."""
 
     def one(step, key):
-        return sampler.noise(jax.random.fold_in(key, step), like[0])
+        return sampler.noise(fold_in(key, step), like[0])
 
     return jax.vmap(lambda step: jax.vmap(partial(one, step))(keys))(steps)
 
@@ -190,7 +193,7 @@ def advance(
     **Returns:** the chains after the last transition, and the buffer.
     """
     like = chains.states.position
-    block = block_length(chains.sampler, like)
+    block = block_length(chains.sampler, keys, like)
 
     def step(i, noise_at, chains, buffer, pending):
         noise = noise_at(i)

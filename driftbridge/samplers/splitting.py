@@ -4,12 +4,12 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, unadjusted_info
 from driftbridge.samplers.kinetic import Kinetic, KineticScoreState, KineticState
+from driftbridge.samplers.noise import normals
 from driftbridge.samplers.ornstein_uhlenbeck import drift, fly, kick, refresh
 from driftbridge.targets.base import Target
 
@@ -99,7 +99,7 @@ class Word(Kinetic):
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, "n dim"]:
         letters = [stage.letter for stage in stages(self.word)]
         count = letters.count("O") + 2 * letters.count("U")
-        return jax.random.normal(key, (count, *like.shape), like.dtype)
+        return normals(key, (count, *like.shape), like.dtype)
 
     def step(
         self, target: Target, state: KineticState | KineticScoreState, noise: Float[Array, "n dim"]

@@ -1,0 +1,86 @@
+"""The Threefry generator as elementwise arithmetic: the numbers of `jax.random`, at less cost.
+
+`jax.random` rolls the rounds of the hash into a compiled loop that goes through memory five times,
+and whose bodies take XLA on a CPU near a second to compile for noise of many chains and steps. The
+plain expression here is compiled in a tenth of that and drawn in about half the time, and works on
+NumPy's arrays, where nothing is compiled. Keys of another generator than Threefry are left to
+`jax.random`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Key, UInt
+
+Words = tuple[Any, Any]
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def threefry(key: Words, counter: Words) -> Words:
+    """Threefry-2x32 with 20 rounds: two words from a key and a counter of two words each.
+
+    Salmon, Moraes, Dror and Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3", section 3.
+    """
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    a, b = counter[0] + schedule[0], counter[1] + schedule[1]
+    for i in range(5):
+        for rotation in _ROTATIONS[i % 2]:
+            a = a + b
+            b = a ^ ((b << np.uint32(rotation)) | (b >> np.uint32(32 - rotation)))
+        a = a + schedule[(i + 1) % 3]
+        b = b + schedule[(i + 2) % 3] + np.uint32(i + 1)
+    return a, b
+
+
+def fold_in(key: Key[Array, ""], data: int | Int[np.ndarray | Array, "..."]) -> Key[Array, "..."]:
+    """One key for each number in `data`, as `jax.random.fold_in`.
+
+    Nothing is compiled where the key is known and `data` an integer or an array of NumPy.
+    """
+    if not _is_threefry(key):
+        each = jax.vmap(lambda number: jax.random.fold_in(key, number))
+        return each(jnp.ravel(data)).reshape(jnp.shape(data))
+    if isinstance(key, Tracer) or isinstance(data, jax.Array):
+        data = jnp.asarray(data).astype(jnp.uint32)
+        words = threefry(_words(key), (jnp.zeros_like(data), data))
+        return jax.random.wrap_key_data(jnp.stack(words, axis=-1), impl="threefry2x32")
+    # NumPy warns of scalars that overflow, and lets arrays wrap around.
+    number = np.reshape(np.asarray(data, np.uint32), (-1,))
+    known = np.asarray(jax.random.key_data(key))
+    words = threefry((known[:1], known[1:]), (np.zeros_like(number), number))
+    found = np.stack(words, axis=-1).reshape(*np.shape(data), 2)
+    return jax.random.wrap_key_data(found, impl="threefry2x32")
+
+
+def unit_floats(key: Key[Array, ""], size: int, dtype) -> Float[Array, " size"]:
+    """`jax.random.uniform` on [0, 1) of shape `(size,)`."""
+    info = jnp.finfo(dtype)
+    if not _is_threefry(key) or info.bits not in (32, 64):
+        return jax.random.uniform(key, (size,), dtype)
+    bits = _bits(key, size, info.bits)
+    # The bits of a number in [1, 2) with a random mantissa.
+    one = np.ones((), dtype).view(bits.dtype)
+    mantissa = bits >> np.array(info.bits - info.nmant, bits.dtype)
+    return jax.lax.bitcast_convert_type(mantissa | one, dtype) - np.ones((), dtype)
+
+
+def _bits(key, size: int, width: int) -> UInt[Array, " size"]:
+    """`jax.random.bits` of shape `(size,)`."""
+    count = jnp.arange(size, dtype=jnp.uint32)
+    high, low = threefry(_words(key), (jnp.zeros_like(count), count))
+    if width == 32:
+        return high ^ low
+    return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
+
+
+def _words(key) -> Words:
+    data = jax.random.key_data(key)
+    return data[0], data[1]
+
+
+def _is_threefry(key) -> bool:
+    return str(jax.random.key_impl(key)) == "threefry2x32"
