@@ -4,10 +4,12 @@ from driftbridge.samplers import diagnostics as diagnostics
 from driftbridge.samplers.adaptation import Adaptation as Adaptation
 from driftbridge.samplers.adaptation import Warmup as Warmup
 from driftbridge.samplers.adjusted_kinetic import AdjustedKinetic as AdjustedKinetic
+from driftbridge.samplers.approach import Approach as Approach
 from driftbridge.samplers.base import Facts as Facts
 from driftbridge.samplers.base import Info as Info
 from driftbridge.samplers.base import Sampler as Sampler
 from driftbridge.samplers.base import Wrapper as Wrapper
+from driftbridge.samplers.base import unadjusted_info as unadjusted_info
 from driftbridge.samplers.energy_error import WithEnergyError as WithEnergyError
 from driftbridge.samplers.high_order import ALIGN as ALIGN
 from driftbridge.samplers.high_order import QUICSORT as QUICSORT
@@ -26,6 +28,7 @@ from driftbridge.samplers.malt import MALT as MALT
 from driftbridge.samplers.metric import DenseMetric as DenseMetric
 from driftbridge.samplers.metric import DiagonalMetric as DiagonalMetric
 from driftbridge.samplers.metric import Metric as Metric
+from driftbridge.samplers.metropolis import metropolis as metropolis
 from driftbridge.samplers.poisson_midpoint import PoissonMidpoint as PoissonMidpoint
 from driftbridge.samplers.preconditioned import Preconditioned as Preconditioned
 from driftbridge.samplers.reducers import Covariance as Covariance

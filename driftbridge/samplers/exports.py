@@ -68,7 +68,9 @@ def _dataset(arrays: Mapping[str, Any], target: Target, lead: tuple[str, ...] = 
     variables, coords = {}, {}
     for name, value in arrays.items():
         extra = value.ndim - len(lead)
-        dims = target.dims.get(name) or tuple(f"{name}_dim_{i}" for i in range(extra))
+        # A pointwise log likelihood has lost the axes of an event; others may have no name.
+        known = target.dims.get(name, ())[:extra]
+        dims = (*known, *(f"{name}_dim_{i}" for i in range(len(known), extra)))
         variables[name] = ((*lead, *dims), value)
         for axis, size in zip((*lead, *dims), value.shape, strict=True):
             coords[axis] = list(target.coords.get(axis, range(size)))

@@ -188,7 +188,8 @@ def stored_draws(
     kept = of("sampling", tuned=tuned, metadata=metadata, warmup=of("warmup", tuned=None))
     if kept is None:
         raise StoreError(
-            f"{store.path} holds no draws after warm-up yet; go on with driftbridge.resume."
+            f"{store.path} holds no draws: the run has not left its warm-up, or it kept reducers "
+            "instead of draws. Go on with driftbridge.resume(path), which returns what it kept."
         )
     return kept
 

@@ -153,6 +153,9 @@ class EnergyRule(StepSizeRule):
         goal = 4 * jnp.asarray(self.bias) ** 3 * states.position[0].size
         # Far beyond the goal the h^p law does not hold: the cap still halves the step.
         ratio = jnp.minimum(infos.energy_error**2 / goal, 1e3)
+        # One chain that is lost must not choose the step of all: squares of Gaussian errors pass
+        # twenty times their median once in 400.
+        ratio = jnp.minimum(ratio, 20 * jnp.median(ratio))
         count = state.count + 1
         weight = 1 / jnp.minimum((count + 1) / 2, self.MEMORY)
         mean = state.mean + weight * (jnp.mean(ratio) - state.mean)

@@ -12,12 +12,13 @@ from driftbridge.samplers.diagnosis import Diagnosis
 class Until:
     """Draw until every condition given holds, or a limit is reached.
 
-    Conditions are looked at after 128, 256, 384, 512, 640, 800, 1000, ... draws a chain (multiples
+    Conditions are looked at after 128, 256, 384, 512, 768, 1024, 1408, ... draws a chain (multiples
     of 128 that grow by a quarter), whatever the chunks, so the same run ends at the same draw.
 
     **Arguments:**
 
-    - `converged`: R-hat below 1.01 and bulk and tail ESS of at least 800 for every parameter.
+    - `converged`: R-hat below 1.01 and bulk and tail ESS of at least 800 for every parameter. None
+      asks for it unless another condition is given.
     - `ess`: least bulk and tail ESS over parameters.
     - `mcse`: largest Monte Carlo standard error of a mean, in posterior standard deviations.
     - `seconds`: limit on the wall time of sampling, compilation apart. A run ended by it depends on
@@ -25,7 +26,7 @@ class Until:
     - `max_draws`: limit on the draws of each chain.
     """
 
-    converged: bool = True
+    converged: bool | None = None
     ess: float | int | None = None
     mcse: float | int | None = None
     seconds: float | int | None = None
@@ -36,8 +37,16 @@ class Until:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive; got {value}.")
-        if not self.converged and self.ess is None and self.mcse is None and self.seconds is None:
+        others = (self.ess, self.mcse, self.seconds)
+        if self.converged is False and others == (None, None, None):
             raise ValueError("Until needs a condition: converged, ess, mcse or seconds.")
+
+    @property
+    def wants_convergence(self) -> bool:
+        """Whether convergence is a condition."""
+        if self.converged is None:
+            return self.ess is None and self.mcse is None
+        return self.converged
 
     def next_look(self, done: int, grid: int) -> int:
         """The draws at which to look next, after `done` of them."""
@@ -49,7 +58,7 @@ class Until:
         names = diagnosis.names
         ess = np.minimum(diagnosis.ess_bulk, diagnosis.ess_tail)
         checks = []
-        if self.converged:
+        if self.wants_convergence:
             checks.append(("R-hat", -diagnosis.r_hat, -diagnostics.R_HAT_BELOW))
             checks.append(("ESS", ess, diagnostics.ESS_AT_LEAST))
         if self.ess is not None:
