@@ -135,10 +135,11 @@ class Sampler(eqx.Module):
         the score `s` and `tau = diffusion_time`. For Langevin Monte Carlo it is the log Metropolis
         ratio, for a kick-drift-kick step of kinetic dynamics the error of its energy.
         """
+        # |s'|^2 - |s|^2 = (s' + s) . (s' - s): one sum, without cancelling squares.
         move = after.position - before.position
-        work = (before.score + after.score) * move / 2
-        squares = self.diffusion_time * (after.score - before.score) * (after.score + before.score)
-        return before.log_density - after.log_density + jnp.sum(work + squares / 4)
+        bent = move + self.diffusion_time / 2 * (after.score - before.score)
+        work = jnp.sum((before.score + after.score) * bent) / 2
+        return before.log_density - after.log_density + work
 
 
 class Wrapper(Sampler):
