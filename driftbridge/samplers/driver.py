@@ -44,16 +44,6 @@ class SamplingError(RuntimeError):
 
 
 @jax.jit
-def begin(target, sampler, adapt, positions, num_warmup) -> Chains:
-    """States at the given positions, and the adaptation before its first transition."""
-    state = None
-    if adapt is not None:
-        state, sampler = adapt.init(sampler, positions, num_warmup)
-    initial = over_chains(lambda p: sampler.init(target, p), positions.shape[0])
-    return Chains(initial(positions), sampler, state)
-
-
-@jax.jit
 def settle(target, adapt, chains: Chains) -> Chains:
     """The chains in the form the kept draws use: nothing adapts from here on.
 

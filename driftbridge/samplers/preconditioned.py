@@ -58,9 +58,8 @@ class Preconditioned(Wrapper):
     metric: Metric
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> State:
-        whitened = WhitenedTarget(target.dim, target, position, self.metric)
-        state = self.sampler.init(whitened, jnp.zeros_like(position))
-        return map_fields(state, lambda _: position, self.metric.unwhiten_score)
+        # Position and score are the user's in either case; the velocity is unset.
+        return self.sampler.init(target, position)
 
     def step(self, target: Target, state: State, noise: Noise) -> tuple[State, Info]:
         whitened = WhitenedTarget(target.dim, target, state.position, self.metric)

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float, Key
 from driftbridge.runtime.keys import chain_keys, streams
 from driftbridge.samplers.adaptation import Adaptation
 from driftbridge.samplers.base import Sampler
-from driftbridge.samplers.driver import begin, empty_rows, settle
+from driftbridge.samplers.driver import empty_rows, settle
 from driftbridge.samplers.loop import Record, advance, unpack
+from driftbridge.samplers.opening import begin
 from driftbridge.targets.base import Target
 
 

@@ -29,14 +29,14 @@ from driftbridge.samplers.draws import Draws
 from driftbridge.samplers.driver import (
     Clock,
     Run,
-    begin,
     keys_of_chains,
     over_devices,
     settle,
 )
 from driftbridge.samplers.hmc import JitteredHMC
-from driftbridge.samplers.initial import Grouped, start
+from driftbridge.samplers.initial import Grouped
 from driftbridge.samplers.keeping import InMemory, Keeper, OnDisk, Reduced
+from driftbridge.samplers.opening import begin, open_chains
 from driftbridge.samplers.reducers import Reducer
 from driftbridge.samplers.saved import write_result
 from driftbridge.samplers.stored import checkpoint, describe, rebuild
@@ -99,11 +99,12 @@ def sample(
     }
     key = as_key(key)
     keys = streams(key)
-    positions = start(target, init, keys.start, num_chains, dtype, over_devices(mesh))
-
     reducers = reducers_of(keep)
     if num_warmup == 0 or not has_step_size(chosen):
         adapt = None
+    chains = open_chains(
+        target, chosen, adapt, init, keys.start, num_chains, num_warmup, dtype, over_devices(mesh)
+    )
     draw_store = None
     if store is not None:
         draw_store = DrawStore.create(store, {"sampler": type(innermost(chosen)).__name__})
@@ -120,7 +121,7 @@ def sample(
     run = Run(
         target=target,
         adapt=adapt,
-        chains=begin(target, chosen, adapt, positions, jnp.asarray(num_warmup, jnp.int32)),
+        chains=chains,
         keys=keys,
         chain_keys=keys_of_chains(keys, num_chains, mesh),
         keeper=keeper_for(target, reducers, draw_store, num_chains, facts["num_groups"]),

@@ -9,7 +9,7 @@ import driftbridge as db
 from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.dtypes import cast_floating
 from driftbridge.runtime.keys import as_key, chain_keys, streams
-from driftbridge.samplers import HMC, MALA, OBABO, DualAveraging, Warmup, driver, loop
+from driftbridge.samplers import HMC, MALA, OBABO, DualAveraging, Warmup, driver, loop, opening
 from driftbridge.targets import GLM, DiagonalGaussian
 
 SCALES = np.array([1.0, 2.0, 0.5])
@@ -111,9 +111,9 @@ def test_one_chain_is_not_vmapped():
 def test_pure_run_is_the_driver(reference):
     target = cast_floating(gaussian(), np.float32)
     adapt = cast_floating(Warmup(), np.float32)
-    start = db.samplers.initial.start(
-        target, None, streams(as_key(3)).start, 4, np.dtype("float32"), None
-    )
+    start = opening.open_chains(
+        target, MALA(0.3), None, None, streams(as_key(3)).start, 4, 0, np.dtype("float32")
+    ).states.position
     record, tuned = jax.jit(
         lambda positions: db.samplers.run(
             target, cast_floating(MALA(0.3), np.float32), positions, as_key(3),

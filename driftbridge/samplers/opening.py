@@ -1,0 +1,126 @@
+"""The opening of a run: usable positions, and what its chains carry there, by one program.
+
+Where the sampler evaluates the density at the first positions, the search for them shares that
+evaluation.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.runtime.threefry import fold_in
+from driftbridge.samplers.adaptation import Adaptation
+from driftbridge.samplers.base import Sampler
+from driftbridge.samplers.initial import ATTEMPTS, Initial, UniformStart, given_positions
+from driftbridge.samplers.loop import Chains, over_chains
+from driftbridge.targets.base import Target
+
+
+def begin(
+    target: Target,
+    sampler: Sampler,
+    adapt: Adaptation | None,
+    positions: Float[Array, "chains dim"],
+    num_warmup: Int[Array, ""],
+) -> Chains:
+    """States at the given positions, and the adaptation before its first transition."""
+    state = None
+    if adapt is not None:
+        state, sampler = adapt.init(sampler, positions, num_warmup)
+    initial = over_chains(lambda p: sampler.init(target, p), positions.shape[0])
+    return Chains(initial(positions), sampler, state)
+
+
+def usable_positions(
+    target: Target, positions: Float[Array, "chains dim"]
+) -> tuple[Float[Array, " chains"], Bool[Array, " chains"]]:
+    """Log density at every position, and whether it and its gradient are finite."""
+
+    def one(position):
+        value, score = target.value_and_score(position)
+        return value, jnp.isfinite(value) & jnp.all(jnp.isfinite(score))
+
+    return over_chains(one, positions.shape[0])(positions)
+
+
+def proposals(
+    target: Target,
+    initial: Initial,
+    key: Key[Array, ""],
+    chains: Int[Array, " chains"],
+    attempt: Int[Array, ""],
+    like: Float[Array, " dim"],
+) -> Float[Array, "chains dim"]:
+    """A candidate for every chain; every attempt of a chain has its own key."""
+
+    def one(chain):
+        own = fold_in(key, initial.source(chain))
+        return initial.propose(target, fold_in(own, attempt), like)
+
+    return over_chains(one, chains.shape[0])(chains)
+
+
+@jax.jit
+def _try(target, sampler, adapt, initial, key, chains, attempt, positions, good, num_warmup):
+    """Chains with new positions where they are not `good`; log densities; what is usable now."""
+    if initial is not None:
+        proposed = proposals(target, initial, key, chains, attempt, positions[0])
+        positions = jnp.where(good[:, None], positions, proposed)
+    values, usable = usable_positions(target, positions)
+    return begin(target, sampler, adapt, positions, num_warmup), values, usable
+
+
+def open_chains(
+    target: Target,
+    sampler: Sampler,
+    adapt: Adaptation | None,
+    init: Any,
+    key: Key[Array, ""],
+    num_chains: int,
+    num_warmup: int,
+    dtype: np.dtype,
+    sharding: Sharding | None = None,
+) -> Chains:
+    """All that a run carries before its first transition, laid out by `sharding`.
+
+    **Raises:** `ValueError` naming the chain and the value where the log density or its gradient
+    is not finite.
+    """
+    searches = init is None or isinstance(init, Initial)
+    if searches:
+        initial = cast_floating(UniformStart() if init is None else init, dtype)
+        positions = np.zeros((num_chains, target.dim), dtype)
+    else:
+        initial, positions = None, given_positions(target, init, num_chains, dtype)
+    chains, positions, good = jax.device_put(
+        (np.arange(num_chains, dtype=np.int32), positions, np.zeros(num_chains, bool)), sharding
+    )
+    values = usable = good
+    for attempt in range(ATTEMPTS):
+        run, values, good = _try(
+            target, sampler, adapt, initial, key, chains, np.int32(attempt), positions, good,
+            np.int32(num_warmup),
+        )  # fmt: skip
+        usable = np.asarray(good)
+        if usable.all():
+            return run
+        if not searches:
+            break
+        positions = run.states.position
+    chain = int(np.argmin(usable))
+    if searches:
+        raise ValueError(
+            f"no start with a finite log density and gradient was found for chain {chain} in "
+            f"{ATTEMPTS} draws of {type(initial).__name__}. Give positions by init=..., or "
+            "check the density: it may be -inf or NaN where it should not be."
+        )
+    what = "a gradient that is not finite" if np.isfinite(values[chain]) else "no finite value"
+    raise ValueError(
+        f"at the start of chain {chain} the log density is {values[chain]} with {what}; start "
+        "inside the support of the target, or leave init out to search for a start."
+    )
