@@ -10,10 +10,10 @@ demo: $(STAMP)  ## sample a real posterior and write demo/report.html
 	$(BIN)/python examples/breast_cancer.py --out demo
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -n 2 -m "not long"
 
 quick: $(STAMP)  ## the quick part of the tests
-	$(BIN)/python -m pytest -m "not slow and not long"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not long"
 
 check: $(STAMP)  ## what a commit must pass: format, lint, types, quick tests
 	$(BIN)/ruff format --check .

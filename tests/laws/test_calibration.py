@@ -120,7 +120,14 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
+# Each kernel takes some seconds to compile; the quick part runs two of them.
+QUICK = ("MALA", "JitteredHMC")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in KERNELS],
+)
 def test_ranks_are_uniform(name):
     assert np.min(p_values(KERNELS[name], 4000)) > ALARM
 
