@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, UInt
 
 Words = tuple[Any, Any]
+Numbers = Int[np.ndarray, "..."] | Int[Array, "..."]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
@@ -36,7 +37,11 @@ def threefry(key: Words, counter: Words) -> Words:
     return a, b
 
 
-def fold_in(key: Key[Array, ""], data: int | Int[np.ndarray | Array, "..."]) -> Key[Array, "..."]:
+# Traced once for each shape, however often a program draws.
+_traced = jax.jit(threefry)
+
+
+def fold_in(key: Key[Array, ""], data: int | Numbers) -> Key[Array, "..."]:
     """One key for each number in `data`, as `jax.random.fold_in`.
 
     Nothing is compiled where the key is known and `data` an integer or an array of NumPy.
@@ -46,13 +51,13 @@ def fold_in(key: Key[Array, ""], data: int | Int[np.ndarray | Array, "..."]) -> 
         return each(jnp.ravel(data)).reshape(jnp.shape(data))
     if isinstance(key, Tracer) or isinstance(data, jax.Array):
         data = jnp.asarray(data).astype(jnp.uint32)
-        words = threefry(_words(key), (jnp.zeros_like(data), data))
+        words = _traced(_words(key), (jnp.zeros_like(data), data))
         return jax.random.wrap_key_data(jnp.stack(words, axis=-1), impl="threefry2x32")
     # NumPy warns of scalars that overflow, and lets arrays wrap around.
     number = np.reshape(np.asarray(data, np.uint32), (-1,))
     known = np.asarray(jax.random.key_data(key))
     words = threefry((known[:1], known[1:]), (np.zeros_like(number), number))
-    found = np.stack(words, axis=-1).reshape(*np.shape(data), 2)
+    found: Any = np.stack(words, axis=-1).reshape(*np.shape(data), 2)
     return jax.random.wrap_key_data(found, impl="threefry2x32")
 
 
@@ -71,7 +76,7 @@ def unit_floats(key: Key[Array, ""], size: int, dtype) -> Float[Array, " size"]:
 def _bits(key, size: int, width: int) -> UInt[Array, " size"]:
     """`jax.random.bits` of shape `(size,)`."""
     count = jnp.arange(size, dtype=jnp.uint32)
-    high, low = threefry(_words(key), (jnp.zeros_like(count), count))
+    high, low = _traced(_words(key), (jnp.zeros_like(count), count))
     if width == 32:
         return high ^ low
     return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)

@@ -4,6 +4,8 @@ Here `x` has shape `(params, chains, draws)`, is finite, and no parameter is con
 gives one number for each parameter. V21 is Vehtari et al. (2021), cited in `diagnostics`.
 """
 
+from statistics import NormalDist
+
 import numpy as np
 
 
@@ -20,12 +22,10 @@ def squares(x: np.ndarray) -> np.ndarray:
 
 def sorted_scores(ordered: np.ndarray) -> np.ndarray:
     """Normal quantiles of `(rank - 3/8) / (size + 1/4)` of sorted rows, ties at their mean rank."""
-    from scipy.special import ndtri
-
     size = ordered.shape[1]
     position = np.arange(size)
     # Twice the mean rank is an integer, so that a table holds every score.
-    table = ndtri((np.arange(2, 2 * size + 1) / 2 - 0.375) / (size + 0.25))
+    table = normal_quantiles((np.arange(2, 2 * size + 1) / 2 - 0.375) / (size + 0.25))
     differs = ordered[:, 1:] != ordered[:, :-1]
     if differs.all():
         return np.broadcast_to(table[2 * position], ordered.shape)
@@ -34,6 +34,11 @@ def sorted_scores(ordered: np.ndarray) -> np.ndarray:
     ends = np.where(differs, position[:-1], size - 1)
     last[:, :-1] = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
     return table[first + last]
+
+
+def normal_quantiles(probability: np.ndarray) -> np.ndarray:
+    """Quantiles of the standard normal law; scipy's would double the time of a short run's end."""
+    return np.fromiter(map(NormalDist().inv_cdf, probability.tolist()), float, len(probability))
 
 
 def normal_scores(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,12 +103,16 @@ def nested_rank_r_hat(x: np.ndarray, num_groups: int) -> np.ndarray:
     return np.fmax(nested(bulk, num_groups), nested(folded, num_groups))
 
 
+def fast_length(least: int) -> int:
+    """The smallest product of powers of 2, 3 and 5 that is not below `least`."""
+    odd = (3**i * 5**j for i in range(24) for j in range(16))
+    return min(factor << max(0, (-(-least // factor) - 1).bit_length()) for factor in odd)
+
+
 def autocovariance(x: np.ndarray) -> np.ndarray:
     """Mean over chains of the autocovariance at every lag, shape `(params, draws)`."""
-    from scipy.fft import next_fast_len
-
     draws = x.shape[2]
-    length = next_fast_len(2 * draws, real=True)
+    length = fast_length(2 * draws)
     spectrum = np.fft.rfft(x - x.mean(2, keepdims=True), length, axis=2)
     power = (np.square(spectrum.real) + np.square(spectrum.imag)).mean(1)
     return np.fft.irfft(power, length, axis=1)[:, :draws] / draws

@@ -60,11 +60,12 @@ def pack(record: Record) -> Rows:
 
 def unpack(rows: Rows) -> Record:
     """Inverse of `pack`, for NumPy's arrays too; counts are exact up to 2^24 in float32."""
-    found = {name: rows.statistics[..., i] for i, name in enumerate(rows.columns)}
-    found["is_divergent"] = found["is_divergent"] > 0
-    found["num_gradients"] = found["num_gradients"].astype(np.int32)
-    missing = dict.fromkeys(Record._fields)
-    return Record(**(missing | found | {"position": rows.position}))
+    fields: dict[str, Any] = dict.fromkeys(Record._fields)
+    fields |= {name: rows.statistics[..., i] for i, name in enumerate(rows.columns)}
+    fields["position"] = rows.position
+    fields["is_divergent"] = fields["is_divergent"] > 0
+    fields["num_gradients"] = fields["num_gradients"].astype(np.int32)
+    return Record(**fields)
 
 
 class Chains(NamedTuple):

@@ -28,5 +28,5 @@ def normals_and_uniforms(
     unit = unit_floats(key, size + rest, dtype)
     low = np.nextafter(np.asarray(-1, dtype), np.asarray(0, dtype))
     symmetric = jnp.maximum(unit[:size] * (1 - low) + low, low)
-    normal = np.asarray(math.sqrt(2), dtype) * lax.erf_inv(symmetric)
+    normal = lax.erf_inv(symmetric) * np.asarray(math.sqrt(2), dtype)
     return normal.reshape(shape), unit[size:].reshape(uniforms)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln, logsumexp
+from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.targets.base import Target, Truth
@@ -268,7 +268,7 @@ class StudentMixture(Mixture):
         squares = _squared_offsets(self, x)
         width = (df * scales**2)[None]
         logs = -(df + self.dim) / 2 * jnp.log1p(squares / width)
-        constant = gammaln((df + self.dim) / 2) - gammaln(df / 2)
+        constant = jax.lax.lgamma((df + self.dim) / 2) - jax.lax.lgamma(df / 2)
         logs = logs + (constant - self.dim / 2 * jnp.log(math.pi * df * scales**2))[None]
         return logs, lambda r: _weighted_pull(self, x, r * (df + self.dim) / (width + squares))
 
