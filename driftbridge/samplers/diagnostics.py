@@ -40,8 +40,8 @@ NOT_FINITE = "not finite"
 TOO_SHORT = "fewer than 4 draws"
 ONE_CHAIN = "one chain"
 
-# Values held in float64 by one block of parameters; keeps work arrays near 100 MB.
-_BLOCK = 2**21
+# Values held in float64 by one block of parameters; keeps work arrays near 30 MB.
+_BLOCK = 2**18
 
 
 class Convergence(NamedTuple):
