@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 
+import driftbridge as db
 from examples.posteriors.cases import CASES, Case
 from examples.posteriors.compare import compare
-from examples.posteriors.kernels import SHORT, WHOLE, Effort, runs
+from examples.posteriors.kernels import SHORT, UNADJUSTED, WHOLE, Effort, runs
 from examples.posteriors.reference import Posterior, load
-from examples.posteriors.table import NOTES, Line, line, table
+from examples.posteriors.table import NOTES, Line, line, line_of_failure, table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,10 +52,15 @@ def lines_of(case: Case, posterior: Posterior, effort: Effort) -> list[Line]:
         target = case.target(posterior.data)
         before = time.perf_counter()
         for kernel, draws in runs(case, target, effort):
-            found = compare(draws, posterior.reference, case.scales)
-            lines.append(line(case.name, kernel, draws, found))
+            if isinstance(draws, db.SamplingError):
+                print(draws, file=sys.stderr)
+                lines.append(line_of_failure(case.name, kernel, kernel not in UNADJUSTED))
+            else:
+                found = compare(draws, posterior.reference, case.scales)
+                lines.append(line(case.name, kernel, draws, found))
             now = time.perf_counter()
-            print(f"{case.name} {kernel}: {now - before:.0f} s", file=sys.stderr, flush=True)
+            told = f"{case.name} {kernel}: {lines[-1].verdict}, {now - before:.0f} s"
+            print(told, file=sys.stderr, flush=True)
             before = now
     return lines
 
