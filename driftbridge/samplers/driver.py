@@ -18,6 +18,7 @@ from driftbridge.runtime.progress import Callback, Progress
 from driftbridge.runtime.store import GRID
 from driftbridge.samplers.adaptation import Adaptation
 from driftbridge.samplers.base import Sampler, has_step_size, innermost, step_size_of
+from driftbridge.samplers.energy_error import EnergyState
 from driftbridge.samplers.keeping import Keeper
 from driftbridge.samplers.loop import (
     Chains,
@@ -47,12 +48,17 @@ class SamplingError(RuntimeError):
 def settle(target, adapt, chains: Chains) -> Chains:
     """The chains in the form the kept draws use: nothing adapts from here on.
 
-    States begin anew at their positions, so velocities are drawn afresh under the final metric.
+    Velocities are drawn afresh, under the final metric. States of the form that the tuned sampler
+    has are kept, as after a step it refuses; others begin anew at their positions.
     """
     sampler = adapt.finish(chains.adaptation, chains.sampler)
-    positions = chains.states.position
-    initial = over_chains(lambda p: sampler.init(target, p), positions.shape[0])
-    return Chains(initial(positions), sampler, None)
+    states = chains.states.inner if isinstance(chains.states, EnergyState) else chains.states
+    num_chains = states.position.shape[0]
+    initial = over_chains(lambda p: sampler.init(target, p), num_chains)
+    form = jax.tree.structure(jax.eval_shape(initial, states.position))
+    if jax.tree.structure(states) == form:
+        return Chains(over_chains(sampler.refuse, num_chains)(states), sampler, None)
+    return Chains(initial(states.position), sampler, None)
 
 
 advance_chunk = jax.jit(advance, donate_argnames=("buffer",))
