@@ -134,7 +134,7 @@ class Warmup(Adaptation):
         in_window = schedule.step >= schedule.window_start
         moments = add_batch(state.moments, states.position, in_window)
         closes = schedule.step + 1 == schedule.window_end
-        variance = shrunk_variance(moments, sampler.metric.scale**2)
+        variance = shrunk_variance(moments, jnp.square(sampler.metric.scale))
         metric = DiagonalMetric(jnp.where(closes, jnp.sqrt(variance), sampler.metric.scale))
         sampler = eqx.tree_at(lambda s: s.metric, sampler, metric)
         step_size, sampler = rule.restart(step_size, sampler, closes)
