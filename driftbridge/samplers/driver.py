@@ -35,7 +35,7 @@ from driftbridge.samplers.loop import (
 from driftbridge.targets.base import Target
 
 # A buffer of draws stays within this many bytes.
-BUFFER_BYTES = 1 << 24
+BUFFER_BYTES = 1 << 23
 # A chunk is planned to take this long.
 CHUNK_SECONDS = 1.0
 

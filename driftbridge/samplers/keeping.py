@@ -1,7 +1,7 @@
 """Where draws go: memory, a store, or reducers."""
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ Stats = Mapping[str, np.ndarray]
 
 # Statistics of which reducers keep the sums.
 SUMMED = ("acceptance_rate", "is_divergent", "num_gradients")
+# Numbers of a chunk that are worked on at once.
+PIECE = 1 << 18
 
 
 def diagnose(parameters: Iterable[tuple[str, np.ndarray]], target: Target) -> Diagnosis:
@@ -41,6 +43,14 @@ def diagnose(parameters: Iterable[tuple[str, np.ndarray]], target: Target) -> Di
     return Diagnosis(
         tuple(names), *(np.concatenate(columns, axis=1) if columns else np.zeros((4, 0)))
     )
+
+
+def pieces(positions: np.ndarray) -> Iterator[slice]:
+    """Slices of the draws of a chunk, so small that arrays of their size do not count."""
+    chains, draws, *event = positions.shape
+    length = GRID * max(1, PIECE // (GRID * chains * int(np.prod(event))))
+    for start in range(0, draws, length):
+        yield slice(start, min(start + length, draws))
 
 
 class Keeper(abc.ABC):
@@ -138,9 +148,10 @@ class OnDisk(Keeper):
 
     def add(self, phase, positions, stats):
         at = self.count(phase)
-        parameters = constrained(self.target, positions)
         labels = (self.target.dims, self.target.coords)
-        self.store.append(self.group(phase, "posterior"), parameters, at, *labels)
+        for part in pieces(positions):
+            parameters = constrained(self.target, positions[:, part])
+            self.store.append(self.group(phase, "posterior"), parameters, at + part.start, *labels)
         self.store.append(self.group(phase, "sample_stats"), dict(stats), at)
         last = self.group(phase, "unconstrained_posterior")
         self.store.append(last, {"position": positions}, at)
@@ -225,16 +236,19 @@ class Reduced(Keeper):
         for name in SUMMED:
             total = np.asarray(stats[name], float).sum(axis=1)
             self._sums[name] = self._sums.get(name, 0.0) + total
-        parameters = constrained(self.target, positions)
+        for part in pieces(positions):
+            self._reduce(constrained(self.target, positions[:, part]))
+
+    def _reduce(self, parameters: Mapping[str, np.ndarray]) -> None:
         flat = [np.reshape(v, (*v.shape[:2], -1)) for v in parameters.values()]
-        values = np.concatenate([self._waiting, *[np.concatenate(flat, axis=2)]], axis=1)
+        values = np.concatenate([self._waiting, np.concatenate(flat, axis=2)], axis=1)
         while values.shape[1] >= GRID:
             block, values = values[:, :GRID], values[:, GRID:]
             self._states = [
                 reducer.update(state, block)
                 for reducer, state in zip(self.reducers, self._states, strict=True)
             ]
-        self._waiting = values
+        self._waiting = values.copy()  # a view would keep all the values
 
     def count(self, phase):
         return self._counts[phase]
