@@ -178,7 +178,6 @@ def table(rows: Sequence[Row]) -> str:
     head = ["", "us", "over us", "ratio", "quartiles", "peer / itself", "bar", ""]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        verdict = {True: "met", False: "MISSED", None: ""}[row.met]
         control = "" if row.control is None else _spread(row.control)
         lines.append(
             [
@@ -189,7 +188,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row.ratio.lower:.3g} to {row.ratio.upper:.3g}",
                 control,
                 row.bar,
-                verdict,
+                "" if row.met is None else verdict(row.met),
             ]
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
@@ -204,14 +203,23 @@ def table(rows: Sequence[Row]) -> str:
 def finish(name: str, rows: Sequence[Row], chosen: argparse.Namespace) -> int:
     """Print the machine and the table, save them if asked, and return the exit status."""
     print(machine(), table(rows), sep="\n\n")
+    return record(name, [asdict(r) for r in rows], all(r.met is not False for r in rows), chosen)
+
+
+def record(name: str, rows: Sequence[dict], met: bool, chosen: argparse.Namespace) -> int:
+    """Save rows of any form if asked, and return the exit status."""
     if chosen.save:
         RESULTS.mkdir(exist_ok=True)
-        record = {"machine": machine(), "small": chosen.small, "rows": [asdict(r) for r in rows]}
         path = RESULTS / f"{name}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        found = {"machine": machine(), "small": chosen.small, "rows": list(rows)}
+        path.write_text(json.dumps(found, indent=1) + "\n")
         print(f"\nwritten: benchmarks/results/{path.name}")
-    missed = sum(row.met is False for row in rows)
-    return 1 if chosen.strict and missed else 0
+    return 1 if chosen.strict and not met else 0
+
+
+def verdict(met: bool) -> str:
+    """How a bar came out, in one word."""
+    return "met" if met else "MISSED"
 
 
 def _clock(program):

@@ -111,7 +111,13 @@ def test_until_looks_on_its_grid():
 @pytest.mark.parametrize("keep", ["draws", (Mean(),)])
 def test_until_stops_when_its_conditions_hold(keep):
     target = DiagonalGaussian(np.zeros(2), np.ones(2))
-    draws = db.sample(target, MALA(0.5), num_samples=db.Until(converged=True, mcse=0.02), num_warmup=300, keep=keep)
+    draws = db.sample(
+        target,
+        MALA(0.5),
+        num_samples=db.Until(converged=True, mcse=0.02),
+        num_warmup=300,
+        keep=keep,
+    )
     assert draws.convergence.converged
     assert draws.num_draws % GRID == 0
     assert (draws.statistics["mcse_mean"] <= 0.021 * draws.statistics["sd"]).all()

@@ -97,6 +97,7 @@ class Run:
     after_chunk: Callable[["Run"], None] = lambda _: None
     _buffer: Rows | None = None
     _rate: float | None = None
+    _last: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_chains(self) -> int:
@@ -171,7 +172,7 @@ class Run:
         rate = self._rate or 0.0
         eta = None if total is None or rate == 0 else (total - done) / rate
         notes = []
-        if self.chains.sampler.facts.adjusted:
+        if self.chains.sampler.facts.adjusted and self._last:
             notes.append(f"acceptance {float(self._last['acceptance_rate'].mean()):.2f}")
         if divergent := self.clock.divergences[phase]:
             notes.append(f"{divergent} divergent")

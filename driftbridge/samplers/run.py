@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import chain_keys, streams
 from driftbridge.samplers.adaptation import Adaptation
-from driftbridge.samplers.base import Sampler
+from driftbridge.samplers.base import Sampler, has_step_size
 from driftbridge.samplers.driver import empty_rows, settle
 from driftbridge.samplers.loop import Record, advance, unpack
 from driftbridge.samplers.opening import begin
@@ -42,6 +42,8 @@ def run(
     the draws were taken with.
     """
     num_chains = positions.shape[0]
+    if num_warmup == 0 or not has_step_size(sampler):
+        adapt = None
     keys = chain_keys(streams(key).steps, jnp.arange(num_chains, dtype=jnp.int32))
     chains = begin(target, sampler, adapt, positions, jnp.asarray(num_warmup, jnp.int32))
     go = partial(advance, target, keys=keys)

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.runtime.keys import as_key, streams
 from driftbridge.runtime.progress import Callback, reporter
-from driftbridge.runtime.store import GRID, DrawStore
+from driftbridge.runtime.store import GRID, DrawStore, StoreError
 from driftbridge.samplers.adaptation import Adaptation, Warmup
 from driftbridge.samplers.base import Sampler, has_step_size, innermost
 from driftbridge.samplers.door import (
@@ -88,6 +88,9 @@ def sample(
     chosen: Sampler = JitteredHMC() if sampler is None else sampler
     counts = {"num_warmup": num_warmup, "num_chains": num_chains, "thin": thin}
     check_counts(num_samples, **counts)
+    counts = {name: int(count) for name, count in counts.items()}
+    num_warmup, num_chains, thin = counts.values()
+    num_samples = num_samples if isinstance(num_samples, Until) else int(num_samples)
     dtype = position_dtype(init)
     target, chosen = cast_floating(target, dtype), cast_floating(chosen, dtype)
     adapt = cast_floating(adapt, dtype)
@@ -164,6 +167,11 @@ def resume(
     sampler, adapt = parts["sampler"], parts["adapt"]
     chains_count, dtype = settings["num_chains"], np.dtype(settings["dtype"])
     check_mesh(mesh, chains_count)
+    if dtype.itemsize > default_dtype().itemsize:
+        raise StoreError(
+            f"the run in {path} is in {dtype}, which JAX would round to {default_dtype()}: go on "
+            'with jax.config.update("jax_enable_x64", True).'
+        )
     keys = streams(
         jax.random.wrap_key_data(
             jnp.asarray(settings["key"], jnp.uint32), impl=settings["key_impl"]

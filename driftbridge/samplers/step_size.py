@@ -169,8 +169,8 @@ class EnergyRule(StepSizeRule):
         return state, with_step_size(sampler, step)
 
     def restart(self, state, sampler, now):
-        # Under the new metric the old errors are worth a few transitions.
-        count = jnp.where(now, jnp.minimum(state.count, 10.0), state.count)
+        # Errors under the old metric say nothing: they grow with a high power of its scale.
+        count = jnp.where(now, 0.0, state.count)
         return state._replace(count=count), sampler
 
     def finish(self, state, sampler):

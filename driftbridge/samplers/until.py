@@ -37,6 +37,8 @@ class Until:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive; got {value}.")
+        if not isinstance(self.max_draws, int):
+            raise ValueError(f"max_draws must be an integer; got {self.max_draws!r}.")
         others = (self.ess, self.mcse, self.seconds)
         if self.converged is False and others == (None, None, None):
             raise ValueError("Until needs a condition: converged, ess, mcse or seconds.")
@@ -65,6 +67,8 @@ class Until:
             checks.append(("ESS", ess, self.ess))
         if self.mcse is not None:
             checks.append(("Monte Carlo error of the mean (in sd)", -diagnosis.error, -self.mcse))
+        if not checks:
+            return "the time given is not over"
         for what, values, least in checks:
             # A NaN is the worst of all: what cannot be judged has not converged.
             worst = int(np.argmin(np.where(np.isnan(values), -np.inf, values))) if names else -1

@@ -50,7 +50,7 @@ def test_strong_order(method, reference, record_property):
         noises = FOLLOW[method](path, pieces, jax.random.key(3))
         last = follow(make(method, pieces * FINE), noises, start)
         errors.append(root_mean_square(last - truth))
-    slope = np.polyfit(np.log(PIECES), np.log(errors), 1)[0]
+    slope = float(np.polyfit(np.log(PIECES), np.log(errors), 1)[0])
     record_property("slope", slope)
     # The root mean square of 400 paths is within 5 % (one sigma), but the paths are the same at all
     # steps: slopes over a factor of 8 repeat within 0.03. The rest is the approach to the limit.

@@ -1,0 +1,15 @@
+"""Run every benchmark, one after another: `python -m benchmarks [--small]`."""
+
+import subprocess
+import sys
+
+NAMES = ("gradient", "steps", "first_draws", "memory", "kills", "devices")
+
+if __name__ == "__main__":
+    failed = []
+    for name in NAMES:
+        print(f"\n== {name}", flush=True)
+        takes = sys.argv[1:] if name != "devices" else []
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *takes]).returncode:
+            failed.append(name)
+    raise SystemExit(f"failed: {', '.join(failed)}" if failed else 0)
