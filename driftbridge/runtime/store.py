@@ -228,6 +228,8 @@ class DrawStore:
         if group not in self.root:
             return 0
         node = self.root[group]
+        if "order" not in node.attrs:
+            return 0
         names = [*node.attrs["order"], "draw"]
         if any(name not in node for name in names):
             return 0
@@ -237,6 +239,9 @@ class DrawStore:
     def truncate(self, group: str, length: int) -> None:
         """Cut the arrays of a group to their first `length` draws."""
         if group not in self.root:
+            return
+        if length == 0:
+            del self.root[group]  # it may be half made; it is made anew when it is written
             return
         for _, array in self.root[group].arrays():
             names = array.metadata.dimension_names
@@ -250,7 +255,7 @@ class DrawStore:
 
         They come in the order in which they were first written.
         """
-        if group not in self.root:
+        if group not in self.root or "order" not in self.root[group].attrs:
             return StoredArrays({})
         node = self.root[group]
         length = self.length(group) if draws is None else draws
