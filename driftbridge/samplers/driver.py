@@ -49,7 +49,8 @@ def settle(target, adapt, chains: Chains) -> Chains:
     """The chains in the form the kept draws use: nothing adapts from here on.
 
     Velocities are drawn afresh, under the final metric. States of the form that the tuned sampler
-    has are kept, as after a step it refuses; others begin anew at their positions.
+    has are kept, as after a step it refuses; others begin anew at their positions. Where nothing
+    else changes its form, the adaptation stays too: the program of warm-up serves what follows.
     """
     sampler = adapt.finish(chains.adaptation, chains.sampler)
     states = chains.states.inner if isinstance(chains.states, EnergyState) else chains.states
@@ -57,8 +58,12 @@ def settle(target, adapt, chains: Chains) -> Chains:
     initial = over_chains(lambda p: sampler.init(target, p), num_chains)
     form = jax.tree.structure(jax.eval_shape(initial, states.position))
     if jax.tree.structure(states) == form:
-        return Chains(over_chains(sampler.refuse, num_chains)(states), sampler, None)
-    return Chains(initial(states.position), sampler, None)
+        states = over_chains(sampler.refuse, num_chains)(states)
+    else:
+        states = initial(states.position)
+    same = Chains(states, sampler, chains.adaptation)
+    is_same = jax.tree.structure(same) == jax.tree.structure(chains)
+    return same if is_same else same._replace(adaptation=None)
 
 
 advance_chunk = jax.jit(advance, donate_argnames=("buffer",))
@@ -78,7 +83,8 @@ class Clock:
 class Run:
     """One run in progress: where its chains are, and how to go on.
 
-    `step` counts transitions from the first of warm-up; `adapt` is None from the end of warm-up.
+    `step` counts transitions from the first of warm-up. From the end of warm-up on `is_settled`,
+    and `adapt` does nothing, or is None.
     """
 
     target: Target
@@ -90,6 +96,7 @@ class Run:
     thin: int
     num_warmup: int
     step: int = 0
+    is_settled: bool = False
     report: Callback = lambda _: None
     mesh: Mesh | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -117,12 +124,13 @@ class Run:
 
     def settle(self) -> None:
         """End warm-up."""
-        if self.adapt is not None:
+        if self.adapt is not None and not self.is_settled:
             watch = Compilations()
             self.chains = settle(self.target, self.adapt, self.chains)
             self.clock.compile += watch.seconds
-            self.adapt = None
-        self._buffer = self._rate = None
+            if self.chains.adaptation is None:
+                self.adapt = self._buffer = None
+        self.is_settled, self._rate = True, None
 
     def _chunk_draws(self, buffer: Rows) -> int:
         capacity = buffer.position.shape[0]
@@ -144,10 +152,11 @@ class Run:
             self.chains,
             buffer,
             self.chain_keys,
-            jnp.asarray(self.step, jnp.int32),
-            jnp.asarray(draws * thin, jnp.int32),
-            None if thin == 1 else jnp.asarray(thin, jnp.int32),
+            np.int32(self.step),
+            np.int32(draws * thin),
+            None if thin == 1 else np.int32(thin),
             self.adapt,
+            np.bool_(not self.is_settled),
         )
         record = unpack(jax.tree.map(partial(to_host, draws=draws), buffer))
         elapsed = time.perf_counter() - start - watch.seconds

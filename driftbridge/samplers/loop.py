@@ -68,6 +68,12 @@ def unpack(rows: Rows) -> Record:
     return Record(**fields)
 
 
+def infos_of(rows: Rows) -> Info:
+    """The infos of the transitions whose rows these are."""
+    record = unpack(rows)._asdict()
+    return Info(**{name: record[name] for name in Info._fields})
+
+
 class Chains(NamedTuple):
     """Everything that a run carries from one chunk to the next."""
 
@@ -175,6 +181,7 @@ def advance(
     num_steps: Int[Array, ""],
     thin: Int[Array, ""] | None = None,
     adapt: Any = None,
+    adapting: Bool[Array, ""] | bool = True,
 ) -> tuple[Chains, Rows]:
     """Take `num_steps` transitions and write every `thin`-th state into `buffer`.
 
@@ -190,6 +197,7 @@ def advance(
     - `keys`: one key a chain.
     - `thin`: None, or the number of transitions for each row.
     - `adapt`: an `Adaptation` whose `update` is applied after every transition, or None.
+    - `adapting`: whether it is; data, so that one program serves warm-up and what follows it.
 
     **Returns:** the chains after the last transition, and the buffer.
     """
@@ -211,10 +219,11 @@ def advance(
             buffer,
             pack(record),
         )
-        if adapt is None:
-            return Chains(states, chains.sampler, chains.adaptation), buffer, pending
-        adaptation, sampler = adapt.update(chains.adaptation, chains.sampler, states, infos)
-        return Chains(states, sampler, adaptation), buffer, pending
+        return chains._replace(states=states), buffer, pending
+
+    def update(chains, infos):
+        adaptation, sampler = adapt.update(chains.adaptation, chains.sampler, chains.states, infos)
+        return Chains(chains.states, sampler, adaptation)
 
     def run_block(b, carry):
         start = b * block
@@ -227,8 +236,24 @@ def advance(
                 lambda leaf: lax.dynamic_index_in_dim(leaf, i - start, 0, keepdims=False), noises
             )
 
+        def steps(first, end, carry):
+            return lax.fori_loop(first, end, lambda i, c: step(i, noise_at, *c), carry)
+
         end = jnp.minimum(start + block, num_steps)
-        return lax.fori_loop(start, end, lambda i, c: step(i, noise_at, *c), carry)
+        if adapt is None:
+            return steps(start, end, carry)
+
+        def run_group(carry):
+            # One step before each update; in a run that has ended warm-up, the whole block.
+            first, carry = carry
+            last = jnp.minimum(jnp.where(adapting, first + 1, end), end)
+            chains, buffer, pending = steps(first, last, carry)
+            row = last - 1 if thin is None else (last - 1) // thin
+            infos = infos_of(jax.tree.map(lambda stack: stack[row], buffer))
+            chains = lax.cond(adapting, update, lambda chains, _: chains, chains, infos)
+            return last, (chains, buffer, pending)
+
+        return lax.while_loop(lambda carry: carry[0] < end, run_group, (start, carry))[1]
 
     pending = None
     if thin is not None:

@@ -55,7 +55,7 @@ def run(
             adapt=adapt,
         )  # fmt: skip
         if adapt is not None:
-            chains = settle(target, adapt, chains)
+            chains = settle(target, adapt, chains)._replace(adaptation=None)
     chains, rows = go(
         chains, empty_rows(target, chains, keys, num_samples), first_step=integer(num_warmup),
         num_steps=integer(num_samples * thin),

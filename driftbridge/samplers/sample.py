@@ -192,7 +192,7 @@ def resume(
         chains = chains._replace(states=states)
     run = Run(
         target=whole,
-        adapt=None if facts["settled"] else adapt,
+        adapt=None if chains.adaptation is None else adapt,
         chains=chains,
         keys=keys,
         chain_keys=keys_of_chains(keys, chains_count, mesh),
@@ -202,6 +202,7 @@ def resume(
         thin=settings["thin"],
         num_warmup=settings["num_warmup"],
         step=facts["step"],
+        is_settled=facts["settled"],
         report=reporter(progress),
         mesh=mesh,
         facts=settings["facts"],

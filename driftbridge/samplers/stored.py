@@ -94,7 +94,7 @@ def checkpoint(store: DrawStore, run: Run) -> None:
     kept = run.keeper.state()
     facts = {
         "step": run.step,
-        "settled": run.adapt is None,
+        "settled": run.is_settled,
         "leaves": len(leaves),
         "draws": {phase: run.keeper.count(phase) for phase in ("warmup", "sampling")},
         "clock": asdict(run.clock),
