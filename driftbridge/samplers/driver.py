@@ -230,7 +230,8 @@ def row_shapes(target: Target, chains: Chains, keys) -> Rows:
             chains.sampler, keys, jnp.arange(1, dtype=jnp.int32), chains.states.position
         )
         noise = jax.tree.map(lambda leaf: leaf[0], noise)
-        return pack(record_of(*transition(target, chains.sampler, chains.states, noise)))
+        sampler = chains.sampler.at_step(jnp.int32(0))
+        return pack(record_of(*transition(target, sampler, chains.states, noise)))
 
     return jax.eval_shape(one, chains, keys)
 

@@ -123,6 +123,8 @@ def block_noise(
     return jax.vmap(lambda step: jax.vmap(partial(one, step))(keys))(steps)
 
 
+# A program of its own inside others, so that it is traced once for all of them.
+@jax.jit
 def transition(
     target: Target, sampler: Sampler, states: State, noise: PyTree
 ) -> tuple[State, Info]:
