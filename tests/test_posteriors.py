@@ -1,19 +1,21 @@
 """The comparison with reference posteriors, in its quick form and by its parts."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from driftbridge.samplers import LMC, MALA
 from driftbridge.targets.eight_schools import EightSchools
 from driftbridge.targets.state_space import BrownianMotion
 from examples.posteriors.__main__ import main
 from examples.posteriors.cases import CASES
 from examples.posteriors.compare import compare
 from examples.posteriors.reference import load
-from examples.posteriors.table import closest, table
+from examples.posteriors.table import closest, line, line_of_failure, table
 
 BY_NAME = {case.name.partition("-")[0].partition("_motion")[0]: case for case in CASES}
 KEPT = [name for name in BY_NAME if name != "kidiq"]
@@ -125,8 +127,30 @@ def test_without_the_folder_kidiq_is_skipped(capsys):
     assert "skipped: kidiq-kidscore_interaction" in capsys.readouterr().out
 
 
-def test_table_has_a_line_for_each_run():
-    assert len(table([]).splitlines()) == 2
+def run(sampler, refused):
+    """A run of 4 chains by a kernel, the first of which refused this share of its steps."""
+    is_divergent = np.zeros((4, 2000))
+    is_divergent[0] = refused
+    stats = {"is_divergent": is_divergent, "acceptance_rate": np.ones((4, 2000))}
+    numbers = {"step_size": np.array(0.1)}
+    return SimpleNamespace(tuned=sampler, tuned_numbers=numbers, stats=stats, num_chains=4)
+
+
+def test_verdicts():
+    reference = posterior("eight_schools").reference
+    right = compare(normal_draws(reference), reference, ())
+    moved = compare(normal_draws(reference, shift=0.2), reference, ())
+    # 8000 independent draws, so the effective size is above 4000.
+    assert line("arK", "MALA", run(MALA(), 0.0), right).verdict == "pass"
+    assert line("arK", "MALA", run(MALA(), 0.0), moved).verdict == "FAIL"
+    assert line("arK", "LMC", run(LMC(), 0.0), right).verdict == "none seen"
+    assert line("arK", "LMC", run(LMC(), 0.0), moved).verdict == "bias"
+    lost = line("arK", "LMC", run(LMC(), 0.5), right)
+    assert lost.verdict == "unstable" and "1 of 4 chains lost" in lost.cells
+    failed = [line_of_failure("arK", "LMC", adjusted) for adjusted in (False, True)]
+    assert [one.verdict for one in failed] == ["unstable", "FAIL"]
+    rows = table([lost, *failed]).splitlines()
+    assert len(rows) == 5 and all(row.startswith("arK") for row in rows[2:])
 
 
 @pytest.mark.slow

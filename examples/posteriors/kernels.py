@@ -57,7 +57,7 @@ class Effort:
     draws: int
 
 
-WHOLE = Effort((*ALONE, *ADJUSTED, *UNADJUSTED), draws=2048)
+WHOLE = Effort((*ALONE, *ADJUSTED, *UNADJUSTED), draws=1024)
 SHORT = Effort(QUICK, draws=512)
 
 
