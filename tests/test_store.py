@@ -126,6 +126,22 @@ def test_loading_an_unfinished_run_gives_what_there_is(tmp_path, whole):
     assert np.array_equal(loaded.positions, whole.positions[:, :300])
 
 
+def test_loading_a_run_stopped_in_its_warm_up_says_so(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
+
+    def stop(progress):
+        # Progress is told before the checkpoint: at the second chunk the first has its own.
+        if progress.done > 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path / "run", 500, progress=stop)
+    with pytest.raises(StoreError, match=r"not left its warm-up.*driftbridge\.resume"):
+        db.load(tmp_path / "run")
+    resumed = db.resume(tmp_path / "run", num_samples=500)
+    assert np.array_equal(resumed.positions, whole.positions)
+
+
 def local_target():
     return db.from_density(lambda p: -(p["a"] ** 2) / 2, {"a": 0.0})
 

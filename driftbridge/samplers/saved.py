@@ -78,7 +78,7 @@ def load(path: str | os.PathLike) -> Draws:
 
     They stay on disk until they are asked for. `draws.tuned` is None for a run that has not ended.
 
-    **Raises:** `StoreError` if there are none.
+    **Raises:** `StoreError` if there are none, as where the run was stopped in its warm-up.
     """
     store = DrawStore.open(path, mode="r")
     parts: dict[str, Any] = {}
@@ -101,8 +101,10 @@ def load(path: str | os.PathLike) -> Draws:
 
 
 def _dim(store: DrawStore) -> int:
-    shapes = store.arrays("unconstrained_posterior").shapes()
-    return shapes["position"][2] if shapes else 0
+    for group in ("unconstrained_posterior", "warmup_unconstrained_posterior"):
+        if shapes := store.arrays(group).shapes():
+            return shapes["position"][2]
+    return 0
 
 
 def _frozen(labels) -> Any:
