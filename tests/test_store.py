@@ -12,7 +12,7 @@ import driftbridge as db
 from driftbridge.runtime import store as store_module
 from driftbridge.runtime.codec import NotStorable, decode, encode
 from driftbridge.runtime.store import CHECKPOINT, DrawStore, StoreError
-from driftbridge.samplers import MALA, OBABO, Covariance, Mean, Mixing, Quantiles
+from driftbridge.samplers import MALA, OBABO, Covariance, Mean, Mixing, Quantiles, diagnostics
 from driftbridge.samplers import sample as verb
 from driftbridge.targets import DiagonalGaussian
 
@@ -29,6 +29,16 @@ def draw(path, num_samples, sampler=None, **changes):
     return db.sample(
         gaussian(), sampler, num_samples=num_samples, store=path, **(settings | changes)
     )
+
+
+def stop_at(phase, draws):
+    """Interrupts a run after `draws` of a phase, before their checkpoint is written."""
+
+    def stop(progress):
+        if progress.phase == phase and progress.done >= draws:
+            raise KeyboardInterrupt
+
+    return stop
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +58,32 @@ def test_a_stored_run_is_the_run_in_memory(whole, tmp_path):
 def test_resume_goes_on_bit_for_bit(whole, tmp_path):
     draw(tmp_path / "run", 200)
     resumed = db.resume(tmp_path / "run", num_samples=500)
+    assert np.array_equal(resumed.positions, whole.positions)
+
+
+def test_resume_without_a_number_goes_on_to_what_was_asked(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
+    assert draw(tmp_path / "run", 300, progress=stop_at("sampling", 128)).num_draws == 128
+    assert db.resume(tmp_path / "run").num_draws == 300
+    stopped = db.resume(tmp_path / "run", num_samples=500, progress=stop_at("sampling", 400))
+    assert stopped.num_draws == 428
+    assert np.array_equal(db.resume(tmp_path / "run").positions, whole.positions)
+    rule = db.Until(ess=1e6, max_draws=640)
+    assert db.resume(tmp_path / "run", num_samples=rule).num_draws == 640
+    assert db.resume(tmp_path / "run").metadata["unmet"] is not None
+
+
+def test_a_rule_ends_at_the_same_draw_after_an_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
+    long = draw(None, 1024)
+    # Met at 640 draws, which is no look: the looks are at 512 and 768.
+    ess = [min(diagnostics.ess_bulk(long.positions[:, :n]).min(),
+               diagnostics.ess_tail(long.positions[:, :n]).min()) for n in (512, 640)]  # fmt: skip
+    rule = db.Until(ess=float(np.mean(ess)))
+    whole = draw(None, rule)
+    draw(tmp_path / "run", rule, progress=stop_at("sampling", 768))  # its checkpoint is at 640
+    resumed = db.resume(tmp_path / "run")
+    assert resumed.num_draws == whole.num_draws
     assert np.array_equal(resumed.positions, whole.positions)
 
 
@@ -129,13 +165,8 @@ def test_loading_an_unfinished_run_gives_what_there_is(tmp_path, whole):
 def test_loading_a_run_stopped_in_its_warm_up_says_so(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
 
-    def stop(progress):
-        # Progress is told before the checkpoint: at the second chunk the first has its own.
-        if progress.done > 128:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        draw(tmp_path / "run", 500, progress=stop)
+        draw(tmp_path / "run", 500, progress=stop_at("warm-up", 256))
     with pytest.raises(StoreError, match=r"not left its warm-up.*driftbridge\.resume"):
         db.load(tmp_path / "run")
     resumed = db.resume(tmp_path / "run", num_samples=500)

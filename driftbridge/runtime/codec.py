@@ -1,10 +1,12 @@
 """Trees of modules as JSON and arrays, without pickle.
 
-A module becomes its class's importable name and its fields; arrays become entries of a flat list.
+A module or a dataclass of this package becomes its class's importable name and its fields; arrays
+become entries of a flat list.
 Functions are stored by importable name. What cannot be found again by name (a lambda, a closure)
 is refused with the cure.
 """
 
+import dataclasses
 import importlib
 import sys
 from typing import Any
@@ -52,12 +54,11 @@ def decode(description: Any, arrays: list[np.ndarray]) -> Any:
         return jax.tree.structure(decode(value, arrays))
     if kind == "namedtuple":
         return find(value)(*(decode(item, arrays) for item in description["fields"]))
-    if kind == "module":
-        cls = find(value)
-        module = object.__new__(cls)
+    if kind == "record":
+        record = object.__new__(find(value))
         for name, field in description["fields"].items():
-            object.__setattr__(module, name, decode(field, arrays))
-        return module
+            object.__setattr__(record, name, decode(field, arrays))
+        return record
     raise ValueError(f"unknown entry {kind!r} in a stored description")
 
 
@@ -71,10 +72,9 @@ def _encode(tree: Any, arrays: list[np.ndarray]) -> Any:
         return {"array": len(arrays) - 1}
     if isinstance(tree, np.dtype):
         return {"dtype": tree.str}
-    if isinstance(tree, eqx.Module):
-        names = [f for f in type(tree).__dataclass_fields__ if f in tree.__dict__]
-        fields = {name: _encode(tree.__dict__[name], arrays) for name in names}
-        return {"module": name_of(type(tree)), "fields": fields}
+    if is_record(tree):
+        fields = {name: _encode(value, arrays) for name, value in fields_of(tree).items()}
+        return {"record": name_of(type(tree)), "fields": fields}
     if isinstance(tree, jax.tree_util.PyTreeDef):
         skeleton = jax.tree.unflatten(tree, [0] * tree.num_leaves)
         return {"treedef": _encode(skeleton, arrays)}
@@ -89,6 +89,20 @@ def _encode(tree: Any, arrays: list[np.ndarray]) -> Any:
     if callable(tree):
         return {"name": name_of(tree)}
     raise NotStorable(f"a {type(tree).__name__} cannot be stored by name: {tree!r}")
+
+
+def is_record(tree: Any) -> bool:
+    """Whether `tree` is a module, or a frozen dataclass of this package: all it is, is fields."""
+    if isinstance(tree, eqx.Module):
+        return True
+    own = type(tree).__module__.split(".")[0] == __name__.split(".")[0]
+    return own and dataclasses.is_dataclass(tree) and not isinstance(tree, type)
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """The fields of a record that are set, by name."""
+    set_fields = vars(record)
+    return {f.name: set_fields[f.name] for f in dataclasses.fields(record) if f.name in set_fields}
 
 
 def name_of(thing: Any) -> str:

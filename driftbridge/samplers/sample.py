@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from driftbridge.runtime.codec import decode, encode
 from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.runtime.keys import as_key, streams
 from driftbridge.runtime.progress import Callback, reporter
@@ -39,7 +40,7 @@ from driftbridge.samplers.keeping import InMemory, Keeper, OnDisk, Reduced
 from driftbridge.samplers.opening import begin, open_chains
 from driftbridge.samplers.reducers import Reducer
 from driftbridge.samplers.saved import write_result
-from driftbridge.samplers.stored import checkpoint, describe, rebuild
+from driftbridge.samplers.stored import change_settings, checkpoint, describe, rebuild
 from driftbridge.samplers.until import Until
 from driftbridge.targets.base import Target
 
@@ -114,6 +115,7 @@ def sample(
         parts = {"target": target, "sampler": chosen, "adapt": adapt, "reducers": reducers}
         settings = {
             **counts,
+            "num_samples": encode(num_samples)[0],
             "dtype": np.dtype(dtype).name,
             "key": jax.random.key_data(key).tolist(),
             "key_impl": str(jax.random.key_impl(key)),
@@ -140,7 +142,7 @@ def sample(
 def resume(
     path: str | os.PathLike,
     *,
-    num_samples: int | Until = 1000,
+    num_samples: int | Until | None = None,
     target: Target | None = None,
     mesh: Mesh | None = None,
     progress: bool | Callback = False,
@@ -150,7 +152,8 @@ def resume(
     **Arguments:**
 
     - `path`: the folder given as `store`.
-    - `num_samples`: draws of each chain in all, or an `Until` rule.
+    - `num_samples`: draws of each chain in all, or an `Until` rule; None for what was last asked
+      of this run.
     - `target`: the target, where it holds a function that cannot be found again by its name (one
       defined in a script or notebook); it must be the same as before.
     - `mesh`, `progress`: as for `sample`.
@@ -162,7 +165,9 @@ def resume(
     path = Path(path)
     draw_store = DrawStore.open(path)
     parts, settings = rebuild(path, {"target": target})
-    check_counts(num_samples, **{k: settings[k] for k in ("num_warmup", "num_chains", "thin")})
+    asked = decode(settings["num_samples"], []) if num_samples is None else num_samples
+    check_counts(asked, **{k: settings[k] for k in ("num_warmup", "num_chains", "thin")})
+    asked = asked if isinstance(asked, Until) else int(asked)
     whole: Target = parts["target"]
     sampler, adapt = parts["sampler"], parts["adapt"]
     chains_count, dtype = settings["num_chains"], np.dtype(settings["dtype"])
@@ -209,7 +214,9 @@ def resume(
     )
     run.clock = Clock(**facts["clock"])
     run.keeper.restore(kept, facts["draws"])
-    return execute(run, num_samples, draw_store)
+    if num_samples is not None:
+        change_settings(path, num_samples=encode(asked)[0])
+    return execute(run, asked, draw_store)
 
 
 def execute(run: Run, num_samples: int | Until, store: DrawStore | None) -> Draws:
@@ -235,17 +242,21 @@ def execute(run: Run, num_samples: int | Until, store: DrawStore | None) -> Draw
 
 
 def draw_until(run: Run, until: Until) -> str | None:
-    """Draw from look to look; return what is not met at the limit, None where all is."""
+    """Draw from look to look; return what is not met at the limit, None where all is.
+
+    The looks of a resumed run are those of one that was never interrupted.
+    """
+    look, begun = 0, run.keeper.count("sampling")
     while True:
-        done = run.keeper.count("sampling")
-        if done:
-            unmet = until.unmet(run.keeper.diagnose())
-            late = until.seconds is not None and run.clock.seconds["sampling"] >= until.seconds
-            if unmet is None or late or done >= until.max_draws:
-                run.tell("sampling", done)
-                return unmet
-        look = until.next_look(done, GRID)
-        run.advance("sampling", look - done, None)
+        look = until.next_look(look, GRID)
+        if look < min(begun, until.max_draws):
+            continue  # passed before the run was interrupted
+        run.advance("sampling", look - run.keeper.count("sampling"), None)
+        unmet = until.unmet(run.keeper.diagnose())
+        late = until.seconds is not None and run.clock.seconds["sampling"] >= until.seconds
+        if unmet is None or late or look >= until.max_draws:
+            run.tell("sampling", run.keeper.count("sampling"))
+            return unmet
 
 
 def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | None) -> Draws:
@@ -264,6 +275,8 @@ def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | N
         "seconds_sampling": run.clock.seconds["sampling"],
         "gradients_warmup": run.clock.gradients["warmup"],
         "gradients_sampling": run.clock.gradients["sampling"],
+        "looked_at": run.clock.looked_at,
+        "outside": run.clock.outside,
         "versions": {name: version(name) for name in ("driftbridge", "jax", "numpy")},
     }
     draws = run.keeper.draws(run.chains.sampler, metadata)

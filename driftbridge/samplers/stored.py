@@ -50,6 +50,13 @@ def describe(store: DrawStore, parts: dict[str, Any], settings: dict[str, Any]) 
     save_arrays(store.path / DESCRIPTION, arrays, {"parts": described, "settings": settings})
 
 
+def change_settings(path: Path, **changes: Any) -> None:
+    """Write other settings of a stored run, JSON-able ones, in place of those it has."""
+    arrays, facts = load_arrays(path / DESCRIPTION)
+    facts["settings"] |= changes
+    save_arrays(path / DESCRIPTION, arrays, facts)
+
+
 def rebuild(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parts of a stored run, and its settings; `given` parts replace stored ones.
 
