@@ -100,7 +100,7 @@ class DrawStore:
     """Groups of arrays `(chain, draw, ...)` in one Zarr directory.
 
     Groups are ArviZ's: `posterior`, `sample_stats`, `unconstrained_posterior`, and the same with
-    `warmup_` before. They can be opened at any time, while a run goes on too.
+    `warmup_` before. They can be opened between chunks, while a run goes on too.
     """
 
     def __init__(self, path: Path, root: Any):
@@ -151,11 +151,6 @@ class DrawStore:
     def attributes(self) -> dict[str, Any]:
         """Attributes of the store."""
         return dict(self.root.attrs)
-
-    def update_attributes(self, **values) -> None:
-        """Set attributes of the store."""
-        with writing(self.path):
-            self.root.attrs.update(values)
 
     def groups(self) -> tuple[str, ...]:
         """Names of the groups present."""
