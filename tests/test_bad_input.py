@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 import driftbridge as db
-from driftbridge.samplers import HMC, MALA, OBABO, DualAveraging, EnergyRule, UniformStart, Warmup
+from driftbridge.samplers import (
+    HMC,
+    LMC,
+    MALA,
+    OBABO,
+    Approach,
+    DualAveraging,
+    EnergyRule,
+    Grouped,
+    UniformStart,
+    Warmup,
+)
 from driftbridge.targets import DiagonalGaussian
 
 # Tests check types at every call; users do not, and meet the driver's own checks.
@@ -76,6 +87,11 @@ class Bare(db.Target):
         (lambda: OBABO(0.1, friction=-1.0), ValueError, r"friction.*got -1\.0"),
         (lambda: DualAveraging(1.5), ValueError, r"target.*between 0 and 1; got 1\.5"),
         (lambda: EnergyRule(0.0), ValueError, r"bias.*got 0\.0"),
+        (
+            lambda: Approach(Grouped(UniformStart(), 2)),
+            ValueError,
+            r"write Grouped\(Approach\(\.\.\.\), group_size\)",
+        ),
         (lambda: UniformStart(-2.0), ValueError, r"radius.*got -2\.0"),
         (lambda: db.Until(ess=-1), ValueError, r"ess must be positive; got -1"),
         (lambda: db.Until(converged=False), ValueError, r"needs a condition"),
@@ -135,3 +151,35 @@ def test_a_start_as_parameters():
         TARGET, MALA(0.5), num_samples=128, num_warmup=0, init={"x": np.array([30.0, 30.0])}
     )
     assert (draws.positions[:, 0] > 10).all()
+
+
+def test_draws_outside_the_support_are_found():
+    # Langevin steps cross the boundary of the half line, whose density they never ask for: with
+    # x ~ Exp(1) and h = 0.2 a few per cent of all draws lie beyond it.
+    draws = db.sample(
+        HalfPlane(), LMC(0.2), num_warmup=0, num_samples=500, num_chains=4, key=0, init=np.ones(1)
+    )
+    found = {finding.name: finding for finding in draws.warnings}["outside"]
+    share = float(np.mean(np.asarray(draws.positions) <= 0))
+    # 64 draws of each chain and chunk are looked at, evenly spaced.
+    assert found.value == pytest.approx(share, abs=0.1)
+    assert share > 0.01
+
+
+def test_thinned_runs_with_refused_steps_go_on():
+    # Every second step or so leaves the numbers; each kept draw has seen one of ten accepted.
+    class Cliff(db.Target):
+        dim: int = 1
+
+        def log_density(self, x):
+            return -jnp.abs(x[0]) / 10
+
+        def score(self, x):
+            return jnp.where(jnp.abs(x) < 0.5, -jnp.sign(x) / 10, jnp.nan)
+
+    draws = db.sample(
+        Cliff(), LMC(0.1), num_warmup=0, num_samples=200, num_chains=2, thin=10, init=np.zeros(1)
+    )
+    rate = np.asarray(draws.stats["acceptance_rate"])
+    assert np.asarray(draws.stats["is_divergent"]).mean() > 0.9
+    assert 0 < rate.mean() < 1

@@ -13,6 +13,7 @@ from driftbridge.samplers.kinetic import KLMC
 from driftbridge.samplers.langevin import LMC
 from driftbridge.samplers.mala import MALA
 from driftbridge.samplers.metric import DiagonalMetric
+from driftbridge.samplers.ornstein_uhlenbeck import free_flight
 from driftbridge.samplers.preconditioned import Preconditioned
 from driftbridge.samplers.splitting import OBABO
 from tests.laws.linear_probe import probe, stationary
@@ -88,8 +89,10 @@ def test_variance_of_the_error_measures_the_bias(sampler):
 
 
 @pytest.mark.usefixtures("x64")
-def test_error_of_exponential_euler_measures_its_bias():
-    curvature, d, sampler = 2.0, 4000, KLMC(0.01, 1.3, 1.5)
+@pytest.mark.parametrize("friction", [1.3, 500.0], ids=["inertial", "overdamped"])
+def test_error_of_exponential_euler_measures_its_bias(friction):
+    # Friction times step is 0.013 and 5.
+    curvature, d, sampler = 2.0, 4000, KLMC(0.01, friction, 1.5)
     variance, covariance = moments(sampler, curvature)
     bias = curvature * variance - 1
     # In many dimensions the work of a step is its mean: draw (x, x') from the stationary law. The
@@ -100,9 +103,19 @@ def test_error_of_exponential_euler_measures_its_bias():
     target = Quadratic(curvature, d)
     error = sampler.energy_error(point(target, x), point(target, y))
     assert float(error**2 / d) == pytest.approx(4 * bias**3, rel=5 * 2 * 0.034)
-    # Exactly, on the mean of the work: b = λ E(x' - x)² / (2 γ h), to the order of γ h = 0.013.
-    mean = curvature * (variance - covariance) / (sampler.friction * sampler.step_size)
-    assert mean == pytest.approx(bias, rel=2 * sampler.friction * sampler.step_size)
+    # Exactly, on the mean of the work λ (S - C), to the order of the bias and of h sqrt(u λ).
+    time = free_flight(friction, 0.01, 1.5).e2
+    mean = curvature * (variance - covariance) * 0.01 / (2 * friction * float(time))
+    assert mean == pytest.approx(bias, rel=2 * bias + 0.01 * np.sqrt(1.5 * curvature))
+
+
+def test_an_error_of_exponential_euler_below_rounding_is_none():
+    # In float32 the potential of 1e6 is known to 0.06 only.
+    sampler = KLMC(1e-4, 10.0)
+    before = Point(jnp.zeros(3), jnp.asarray(-1e6), jnp.zeros(3))
+    after = Point(jnp.full(3, 1e-5), jnp.asarray(-1e6 - 0.25), jnp.zeros(3))
+    assert float(sampler.energy_error(before, after)) == 0
+    assert float(sampler.energy_error(before, after._replace(log_density=-1e6 - 10.0))) > 0
 
 
 QUICK = ("KLMC", "OBABO", "PoissonMidpoint")

@@ -51,7 +51,7 @@ def fold_in(key: Key[Array, ""], data: int | Numbers) -> Key[Array, "..."]:
         return each(jnp.ravel(data)).reshape(jnp.shape(data))
     if isinstance(key, Tracer) or isinstance(data, jax.Array):
         data = jnp.asarray(data).astype(jnp.uint32)
-        words = _traced(_words(key), (jnp.zeros_like(data), data))
+        words = _traced(words_of(key), (jnp.zeros_like(data), data))
         return jax.random.wrap_key_data(jnp.stack(words, axis=-1), impl="threefry2x32")
     # NumPy warns of scalars that overflow, and lets arrays wrap around.
     number = np.reshape(np.asarray(data, np.uint32), (-1,))
@@ -63,28 +63,33 @@ def fold_in(key: Key[Array, ""], data: int | Numbers) -> Key[Array, "..."]:
 
 def unit_floats(key: Key[Array, ""], size: int, dtype) -> Float[Array, " size"]:
     """`jax.random.uniform` on [0, 1) of shape `(size,)`."""
-    info = jnp.finfo(dtype)
-    if not _is_threefry(key) or info.bits not in (32, 64):
+    if not draws_here(key, dtype):
         return jax.random.uniform(key, (size,), dtype)
-    bits = _bits(key, size, info.bits)
+    return unit_floats_at(words_of(key), jnp.arange(size, dtype=jnp.uint32), dtype)
+
+
+def unit_floats_at(words: Words, count: UInt[Array, "..."], dtype) -> Float[Array, "..."]:
+    """Entries number `count` of `unit_floats`, for the two words of a key or of many."""
+    high, low = _traced(words, (jnp.zeros_like(count), count))
+    info = jnp.finfo(dtype)
+    bits = high ^ low
+    if info.bits == 64:
+        bits = (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
     # The bits of a number in [1, 2) with a random mantissa.
     one = np.ones((), dtype).view(bits.dtype)
     mantissa = bits >> np.array(info.bits - info.nmant, bits.dtype)
     return jax.lax.bitcast_convert_type(mantissa | one, dtype) - np.ones((), dtype)
 
 
-def _bits(key, size: int, width: int) -> UInt[Array, " size"]:
-    """`jax.random.bits` of shape `(size,)`."""
-    count = jnp.arange(size, dtype=jnp.uint32)
-    high, low = _traced(_words(key), (jnp.zeros_like(count), count))
-    if width == 32:
-        return high ^ low
-    return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
-
-
-def _words(key) -> Words:
+def words_of(key: Key[Array, ""]) -> Words:
+    """The two words of a Threefry key."""
     data = jax.random.key_data(key)
     return data[0], data[1]
+
+
+def draws_here(key: Key[Array, ""], dtype) -> bool:
+    """Whether numbers of this key and dtype are drawn here, not by `jax.random`."""
+    return _is_threefry(key) and jnp.finfo(dtype).bits in (32, 64)
 
 
 def _is_threefry(key) -> bool:

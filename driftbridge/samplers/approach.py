@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from driftbridge.runtime.threefry import fold_in
-from driftbridge.samplers.initial import Initial, UniformStart
+from driftbridge.samplers.initial import Grouped, Initial, UniformStart
 from driftbridge.samplers.mala import MALA
 
 
@@ -30,6 +30,11 @@ class Approach(Initial):
     num_steps: int = eqx.field(static=True, default=300)
 
     def __check_init__(self):
+        if isinstance(self.start, Grouped):
+            raise ValueError(
+                "Approach moves every chain by itself, so groups would not share a start; write "
+                "Grouped(Approach(...), group_size)."
+            )
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
 

@@ -38,6 +38,8 @@ from driftbridge.targets.base import Target
 BUFFER_BYTES = 1 << 23
 # A chunk is planned to take this long.
 CHUNK_SECONDS = 1.0
+# Draws of a chunk whose density is looked at where the sampler does not know it.
+LOOKS = 256
 
 
 class SamplingError(RuntimeError):
@@ -66,17 +68,29 @@ def settle(target, adapt, chains: Chains) -> Chains:
     return same if is_same else same._replace(adaptation=None)
 
 
+@jax.jit
+def log_densities(target: Target, positions):
+    """Log densities of positions `(n, dim)`."""
+    return jax.vmap(target.log_density)(positions)
+
+
 advance_chunk = jax.jit(advance, donate_argnames=("buffer",))
 
 
 @dataclass
 class Clock:
-    """Seconds and gradients spent, and divergences met, by phase."""
+    """Seconds and gradients spent, and divergences met, by phase.
+
+    Of the kept draws of an unadjusted sampler, `looked_at` had their log density evaluated, and it
+    was not finite for `outside` of them.
+    """
 
     compile: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: {"warmup": 0.0, "sampling": 0.0})
     gradients: dict[str, int] = field(default_factory=lambda: {"warmup": 0, "sampling": 0})
     divergences: dict[str, int] = field(default_factory=lambda: {"warmup": 0, "sampling": 0})
+    looked_at: int = 0
+    outside: int = 0
 
 
 @dataclass
@@ -133,7 +147,7 @@ class Run:
         self.is_settled, self._rate = True, None
 
     def _chunk_draws(self, buffer: Rows) -> int:
-        capacity = buffer.position.shape[0]
+        capacity = buffer.values.shape[0]
         if self._rate is None:
             return GRID
         planned = int(self._rate * CHUNK_SECONDS) // GRID * GRID
@@ -171,9 +185,21 @@ class Run:
         self.clock.divergences[phase] += int(record.is_divergent.sum())
         if phase == "sampling":
             refuse_failure(record, self.chains.sampler, draws * thin)
+            if record.log_density is None:
+                self._look_outside(np.asarray(record.position))
         stats = {name: v for name, v in record._asdict().items() if v is not None}
         self._last = stats
         self.keeper.add(phase, stats.pop("position"), stats)
+
+    def _look_outside(self, positions: np.ndarray) -> None:
+        # Nothing in an unadjusted step asks for the density, so some draws are looked at here.
+        watch = Compilations()
+        num_chains, draws, dim = positions.shape
+        rows = np.linspace(0, draws - 1, max(1, LOOKS // num_chains)).astype(int)
+        values = np.asarray(log_densities(self.target, positions[:, rows].reshape(-1, dim)))
+        self.clock.looked_at += values.size
+        self.clock.outside += int(np.sum(~np.isfinite(values)))
+        self.clock.compile += watch.seconds
 
     def tell(self, phase: str, total: int | None) -> None:
         """Report where the phase stands; at `total` it has ended."""
@@ -201,19 +227,19 @@ def tell_recompilation(phase: str, target: Target, chains: Chains, adapt) -> Non
 
 
 def refuse_failure(record: Record, sampler: Sampler, transitions: int) -> None:
-    """Raise `SamplingError` where every chain stood still, or diverged, in a whole chunk.
+    """Raise `SamplingError` where no transition of a whole chunk was accepted by any chain.
 
-    `record` has leading axes `(chains, draws)`; fewer than 100 transitions prove nothing.
+    A refused step of an unadjusted kernel, one that is not finite, has acceptance rate 0 too.
+    Fewer than 100 transitions prove nothing.
     """
-    lost = record.is_divergent.all(axis=1) | (record.acceptance_rate.max(axis=1) == 0)
-    if transitions < 100 or not lost.all():
+    if transitions < 100 or record.acceptance_rate.max() > 0:
         return
     name = type(innermost(sampler)).__name__
     size = f" at step size {float(step_size_of(sampler)):.3g}" if has_step_size(sampler) else ""
     raise SamplingError(
         f"every chain of {name} failed{size}: no transition of the last {transitions} was "
         "accepted or finite. Try a smaller step size or a longer warm-up, start where the density "
-        "is not extreme (init=...), and check the density and its gradient for NaN there."
+        "is not extreme (init=Approach()), and check the density and its gradient for NaN there."
     )
 
 

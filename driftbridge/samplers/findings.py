@@ -39,12 +39,15 @@ def findings(draws: "Draws") -> tuple[Finding, ...]:
 
     `not_converged`, `divergences` (more than 1 % of a chain's draws), `stuck` (a chain that kept
     its place for 100 steps), `acceptance` (a chain below half the mean), `energy` (E-BFMI below
-    0.3, adjusted kernels), `bias` (unadjusted kernels), `interrupted`, `unmet` (a rule of `Until`),
+    0.3, adjusted kernels), `outside` (draws of an unadjusted kernel where the density is zero or
+    not a number), `bias` (unadjusted kernels), `interrupted`, `unmet` (a rule of `Until`),
     `fewer_draws`.
     """
     if not draws.num_draws:
         return tuple(filter(None, [_length(draws)]))
-    checks = (_not_converged, _divergences, _stuck, _acceptance, _energy, _bias, _length)
+    checks = (
+        _not_converged, _divergences, _stuck, _acceptance, _energy, _outside, _bias, _length,
+    )  # fmt: skip
     return tuple(found for check in checks if (found := check(draws)) is not None)
 
 
@@ -91,7 +94,7 @@ def _cure(draws: "Draws", worst: int) -> str:
     if scale >= 1.05:
         return (
             "The chains are in different places: look at the trace and rank plots for chains "
-            "apart, warm up longer, start closer, or reparametrise."
+            "apart, warm up longer, start closer (init=Approach()), or reparametrise."
         )
     if np.nanmax(verdict.r_hat) < R_HAT_BELOW or least < ESS_AT_LEAST:
         factor = max(ESS_AT_LEAST / least, 1.0)
@@ -166,7 +169,8 @@ def _acceptance(draws: "Draws") -> Finding | None:
     return Finding(
         "acceptance",
         f"Slow chains: {chain_list(chains)} accepted as little as {least:.2f} of their steps, "
-        f"less than half the mean of {mean:.2f}. They sit where the step size does not fit.",
+        f"less than half the mean of {mean:.2f}. They sit where the step size does not fit; "
+        "init=Approach() starts each chain in the bulk.",
         value=float(least),
         chains=tuple(map(int, chains)),
     )
@@ -189,11 +193,24 @@ def _energy(draws: "Draws") -> Finding | None:
     )
 
 
+def _outside(draws: "Draws") -> Finding | None:
+    looked_at, outside = draws.metadata.get("looked_at", 0), draws.metadata.get("outside", 0)
+    if not outside:
+        return None
+    return Finding(
+        "outside",
+        f"Outside the support: of {looked_at} draws looked at, {outside} have a log density that "
+        "is not finite. An unadjusted kernel does not notice; declare the constraint, or use an "
+        "adjusted kernel.",
+        value=outside / looked_at,
+    )
+
+
 def _bias(draws: "Draws") -> Finding | None:
     if draws.tuned is None or draws.tuned.facts.adjusted:
         return None
     facts, step_size = draws.tuned.facts, draws.tuned_numbers.get("step_size")
-    at = "" if step_size is None else f" at the tuned step size h = {float(np.mean(step_size)):.3g}"
+    at = "" if step_size is None else f" at its step size h = {float(np.mean(step_size)):.3g}"
     return Finding(
         "bias",
         f"{draws.sampler_name} is unadjusted: however long it runs, its draws keep a bias{at}. On "

@@ -130,14 +130,19 @@ class KLMC(Kinetic):
     def energy_error(self, before: Point, after: Point) -> Float[Array, ""]:
         """The error that the force, frozen over the step, makes in the change of potential.
 
-        `W = U' - U + s . (x' - x)`; on a Gaussian of precision `λ` it is `λ |x' - x|^2 / 2`, which
-        is `d λ h² u / 2 = d γ h b` to leading order, `b = huλ/(2γ)` being the relative bias of the
-        variance. It grows with the dimension itself, so what is returned is `E = (4 d b^3)^(1/2)`
-        with `b = |W| / (d γ h)`: then `E² / d = 4 b^3`, as for the other methods.
+        `W = U' - U + s . (x' - x)`; on a Gaussian of precision `λ` it is `λ |x' - x|^2 / 2`. In
+        equilibrium `|x' - x|^2` has mean `2 d u E2(h)`, so that `W = 2 d γ E2(h) b / h` with
+        `b = huλ/(2γ)` the relative bias of the variance. It grows with the dimension itself, so
+        what is returned is `E = (4 d b^3)^(1/2)` with `b = |W| h / (2 d γ E2(h))`: then
+        `E² / d = 4 b^3`, as for the other methods.
         """
         move = after.position - before.position
         work = before.log_density - after.log_density + jnp.sum(before.score * move)
-        bias = jnp.abs(work) / (move.size * self.friction * self.step_size)
+        # A difference of two log densities is known to some units of rounding; less is nothing.
+        rounding = 8 * jnp.finfo(work.dtype).eps * (jnp.abs(before.log_density) + 1)
+        work = jnp.where(jnp.abs(work) < rounding, 0, jnp.abs(work))
+        h, friction = self.step_size, self.friction
+        bias = work * h / (2 * move.size * friction * free_flight(friction, h, self.u).e2)
         return jnp.sqrt(4 * move.size * bias**3)
 
 

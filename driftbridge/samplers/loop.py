@@ -39,14 +39,13 @@ class Record(NamedTuple):
 
 
 class Rows(eqx.Module):
-    """Records as the loop writes them: the statistics side by side in the dtype of the positions.
+    """Records as the loop writes them: the position and, in its dtype, the statistics behind it.
 
-    Each store of the compiled loop costs about as much as an update of the position; so there are
-    two a draw. `columns` names the last axis of `statistics`.
+    Each store of the compiled loop costs about as much as an update of the position; so there is
+    one a draw. `columns` names the statistics.
     """
 
-    position: Float[Array, "*draws chains dim"]
-    statistics: Float[Array, "*draws chains columns"]
+    values: Float[Array, "... width"]
     columns: tuple[str, ...] = eqx.field(static=True)
 
 
@@ -55,14 +54,15 @@ def pack(record: Record) -> Rows:
     present = {k: v for k, v in record._asdict().items() if k != "position" and v is not None}
     dtype = record.position.dtype
     statistics = jnp.stack([jnp.asarray(v, dtype) for v in present.values()], axis=-1)
-    return Rows(record.position, statistics, tuple(present))
+    return Rows(jnp.concatenate([record.position, statistics], axis=-1), tuple(present))
 
 
 def unpack(rows: Rows) -> Record:
     """Inverse of `pack`, for NumPy's arrays too; counts are exact up to 2^24 in float32."""
     fields: dict[str, Any] = dict.fromkeys(Record._fields)
-    fields |= {name: rows.statistics[..., i] for i, name in enumerate(rows.columns)}
-    fields["position"] = rows.position
+    dim = rows.values.shape[-1] - len(rows.columns)
+    fields |= {name: rows.values[..., dim + i] for i, name in enumerate(rows.columns)}
+    fields["position"] = rows.values[..., :dim]
     fields["is_divergent"] = fields["is_divergent"] > 0
     fields["num_gradients"] = fields["num_gradients"].astype(np.int32)
     return Record(**fields)
@@ -117,18 +117,22 @@ def block_noise(
 ) -> PyTree:
     """Noise with leading axes `(block, chains)`, a function of (seed, chain, step) alone."""
 
-    def one(step, key):
+    def one(key, step):
         return sampler.noise(fold_in(key, step), like[0])
 
-    return jax.vmap(lambda step: jax.vmap(partial(one, step))(keys))(steps)
+    # Chains are the outer axis while drawing: it may be laid over devices, and steps are many.
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None), out_axes=1)(keys, steps)
 
 
-# A program of its own inside others, so that it is traced once for all of them.
-@jax.jit
+# Traced once for all programs that hold it.
+@partial(jax.jit, inline=True)
 def transition(
     target: Target, sampler: Sampler, states: State, noise: PyTree
 ) -> tuple[State, Info]:
-    """One step of every chain; a step that is not finite is refused and counted a divergence."""
+    """One step of every chain; a step that is not finite is refused and counted a divergence.
+
+    States without an axis of chains are those of one chain.
+    """
 
     def step(state, noise):
         new, info = sampler.step(target, state, noise)
@@ -140,9 +144,12 @@ def transition(
         kept = jax.tree.map(
             lambda new, old: jnp.where(is_finite, new, old), new, sampler.refuse(state)
         )
-        return kept, info._replace(is_divergent=info.is_divergent | ~is_finite)
+        accepted = jnp.where(is_finite, info.acceptance_rate, 0)
+        return kept, info._replace(
+            acceptance_rate=accepted, is_divergent=info.is_divergent | ~is_finite
+        )
 
-    return over_chains(step, states.position.shape[0])(states, noise)
+    return step(states, noise) if states.position.ndim == 1 else jax.vmap(step)(states, noise)
 
 
 def record_of(states: State, infos: Info) -> Record:
@@ -172,6 +179,16 @@ def merge(earlier: Record, latest: Record, is_first: Bool[Array, ""]) -> Record:
         is_divergent=latest.is_divergent | (earlier.is_divergent & ~is_first),
         num_gradients=add(earlier.num_gradients, latest.num_gradients),
     )
+
+
+def _alone(tree: PyTree, axis: int = 0) -> PyTree:
+    """Without the axis of chains, of which there is one."""
+    return jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis), tree)
+
+
+def _batched(tree: PyTree, axis: int = 0) -> PyTree:
+    """Inverse of `_alone`."""
+    return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), tree)
 
 
 def advance(
@@ -205,6 +222,11 @@ def advance(
     """
     like = chains.states.position
     block = block_length(chains.sampler, keys, like)
+    # One chain is carried without its axis: every reshape of the state is a copy in the loop.
+    is_one = like.shape[0] == 1
+    if is_one:
+        chains = chains._replace(states=_alone(chains.states))
+        buffer = _alone(buffer, axis=1)
 
     def step(i, noise_at, chains, buffer, pending):
         noise = noise_at(i)
@@ -224,7 +246,10 @@ def advance(
         return chains._replace(states=states), buffer, pending
 
     def update(chains, infos):
-        adaptation, sampler = adapt.update(chains.adaptation, chains.sampler, chains.states, infos)
+        states = chains.states
+        if is_one:
+            states, infos = _batched((states, infos))
+        adaptation, sampler = adapt.update(chains.adaptation, chains.sampler, states, infos)
         return Chains(chains.states, sampler, adaptation)
 
     def run_block(b, carry):
@@ -232,6 +257,8 @@ def advance(
         noises = block_noise(
             chains.sampler, keys, first_step + start + jnp.arange(block, dtype=jnp.int32), like
         )
+        if is_one:
+            noises = _alone(noises, axis=1)
 
         def noise_at(i):
             return jax.tree.map(
@@ -262,4 +289,7 @@ def advance(
         pending = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), unpack(buffer))
     num_blocks = (num_steps + block - 1) // block
     chains, buffer, _ = lax.fori_loop(0, num_blocks, run_block, (chains, buffer, pending))
+    if is_one:
+        chains = chains._replace(states=_batched(chains.states))
+        buffer = _batched(buffer, axis=1)
     return chains, buffer

@@ -1,13 +1,16 @@
 """Standard normals and uniforms, the random numbers of every step."""
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from driftbridge.runtime.threefry import unit_floats
+from driftbridge.runtime.threefry import draws_here, unit_floats_at, words_of
 
 
 def normals(key: Key[Array, ""], shape: tuple[int, ...], dtype) -> Float[Array, "..."]:
@@ -25,8 +28,51 @@ def normals_and_uniforms(
     `jax.random.normal`.
     """
     size, rest = math.prod(shape), math.prod(uniforms)
-    unit = unit_floats(key, size + rest, dtype)
-    low = np.nextafter(np.asarray(-1, dtype), np.asarray(0, dtype))
-    symmetric = jnp.maximum(unit[:size] * (1 - low) + low, low)
-    normal = lax.erf_inv(symmetric) * np.asarray(math.sqrt(2), dtype)
-    return normal.reshape(shape), unit[size:].reshape(uniforms)
+    if draws_here(key, dtype):
+        numbers = _numbers(size, rest, np.dtype(dtype).name)(words_of(key))
+    else:
+        unit = jax.random.uniform(key, (size + rest,), dtype)
+        numbers = jnp.concatenate([_normal(unit[:size]), unit[size:]])
+    return numbers[:size].reshape(shape), numbers[size:].reshape(uniforms)
+
+
+def _normal(unit: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Standard normals of uniforms on [0, 1)."""
+    low = np.nextafter(np.asarray(-1, unit.dtype), np.asarray(0, unit.dtype))
+    symmetric = jnp.maximum(unit * (1 - low) + low, low)
+    return lax.erf_inv(symmetric) * np.asarray(math.sqrt(2), unit.dtype)
+
+
+@lru_cache(maxsize=128)
+def _numbers(size: int, rest: int, dtype: str) -> Callable:
+    """A function of the words of a key that gives `size` normals and `rest` uniforms behind them.
+
+    Over many keys it draws the first number of all of them, then the second, and so on: keys are
+    many where numbers are few (31, say, of which a loop over vectors of 8 does 7 one by one).
+    """
+
+    def entries(words, count):
+        unit = unit_floats_at(words, count, dtype)
+        return jnp.where(count < size, _normal(unit), unit) if size else unit
+
+    @jax.custom_batching.custom_vmap
+    def of_one(words):
+        return entries(words, jnp.arange(size + rest, dtype=jnp.uint32))
+
+    @jax.custom_batching.custom_vmap
+    def of_many(words):
+        keys = words[0].shape
+
+        def draw(i, out):
+            count = jnp.full(keys, i.astype(jnp.uint32))
+            return lax.dynamic_update_index_in_dim(out, entries(words, count), i, 0)
+
+        empty = jnp.zeros((size + rest, *keys), dtype)
+        return jnp.moveaxis(lax.fori_loop(0, size + rest, draw, empty), 0, -1)
+
+    @of_one.def_vmap
+    @of_many.def_vmap
+    def _(axis_size, in_batched, words):
+        return of_many(words), True
+
+    return of_one

@@ -277,6 +277,8 @@ def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | N
         "gradients_sampling": run.clock.gradients["sampling"],
         "looked_at": run.clock.looked_at,
         "outside": run.clock.outside,
+        "looked_at": run.clock.looked_at,
+        "outside": run.clock.outside,
         "versions": {name: version(name) for name in ("driftbridge", "jax", "numpy")},
     }
     draws = run.keeper.draws(run.chains.sampler, metadata)

@@ -67,7 +67,7 @@ class DualAveraging(StepSizeRule):
     target: Float[Array, ""] | float | None = None
 
     def __check_init__(self):
-        if isinstance(self.target, float) and not 0 < self.target < 1:
+        if isinstance(self.target, int | float) and not 0 < self.target < 1:
             raise ValueError(f"target must lie between 0 and 1; got {self.target}.")
 
     def init(self, sampler):
@@ -138,7 +138,7 @@ class EnergyRule(StepSizeRule):
     MEMORY = 200.0
 
     def __check_init__(self):
-        if isinstance(self.bias, float) and not 0 < self.bias < 1:
+        if isinstance(self.bias, int | float) and not 0 < self.bias < 1:
             raise ValueError(f"bias must lie between 0 and 1; got {self.bias}.")
 
     def init(self, sampler):
