@@ -5,6 +5,7 @@ import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
 import xarray
 
@@ -14,7 +15,7 @@ from driftbridge.runtime.codec import NotStorable, decode, encode
 from driftbridge.runtime.store import CHECKPOINT, DrawStore, StoreError
 from driftbridge.samplers import MALA, OBABO, Covariance, Mean, Mixing, Quantiles, diagnostics
 from driftbridge.samplers import sample as verb
-from driftbridge.targets import DiagonalGaussian
+from driftbridge.targets import DiagonalGaussian, constraints
 
 NUM_WARMUP = 300
 
@@ -171,6 +172,34 @@ def test_loading_a_run_stopped_in_its_warm_up_says_so(tmp_path, monkeypatch, who
         db.load(tmp_path / "run")
     resumed = db.resume(tmp_path / "run", num_samples=500)
     assert np.array_equal(resumed.positions, whole.positions)
+
+
+def log_normal(p, scales):
+    return -jnp.sum((p["a"] / scales) ** 2) / 2 - p["b"]
+
+
+def shift(location):
+    numpyro.sample("a", numpyro.distributions.Normal(location, 1.0))
+
+
+MADE_OF_FUNCTIONS = {
+    "from_density": lambda: db.from_density(
+        log_normal, {"a": np.zeros(2), "b": 0.0}, np.array([1.0, 3.0]),
+        constraints={"b": constraints.positive},
+    ),
+    "from_numpyro": lambda: db.from_numpyro(shift, 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MADE_OF_FUNCTIONS)
+def test_targets_of_functions_with_names_are_stored(tmp_path, name):
+    target = MADE_OF_FUNCTIONS[name]()
+    settings = {"num_warmup": 0, "num_chains": 2}
+    db.sample(target, MALA(0.3), num_samples=130, store=tmp_path / "run", **settings)
+    resumed = db.resume(tmp_path / "run", num_samples=260)
+    whole = db.sample(target, MALA(0.3), num_samples=260, **settings)
+    assert np.array_equal(resumed.positions, whole.positions)
+    assert type(db.load(tmp_path / "run").target) is type(target)
 
 
 def local_target():
