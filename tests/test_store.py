@@ -12,12 +12,23 @@ import xarray
 import driftbridge as db
 from driftbridge.runtime import store as store_module
 from driftbridge.runtime.codec import NotStorable, decode, encode
+from driftbridge.runtime.fingerprint import difference, fingerprint
 from driftbridge.runtime.store import CHECKPOINT, DrawStore, StoreError
-from driftbridge.samplers import MALA, OBABO, Covariance, Mean, Mixing, Quantiles, diagnostics
+from driftbridge.samplers import (
+    MALA,
+    OBABO,
+    Covariance,
+    Mean,
+    Mixing,
+    Quantiles,
+    Splitting,
+    diagnostics,
+)
 from driftbridge.samplers import sample as verb
-from driftbridge.targets import DiagonalGaussian, constraints
+from driftbridge.targets import GLM, DiagonalGaussian, constraints
 
 NUM_WARMUP = 300
+X, Y = np.arange(6.0).reshape(3, 2), np.array([0.0, 1.0, 1.0])
 
 
 def gaussian():
@@ -223,6 +234,60 @@ def test_another_target_is_refused(tmp_path):
     other = DiagonalGaussian(np.zeros(2), np.array([1.0, 4.0]))
     with pytest.raises(StoreError, match="not the one of the run"):
         db.resume(tmp_path / "run", num_samples=260, target=other)
+
+
+def test_another_function_is_refused_by_name(tmp_path):
+    target = local_target()
+    db.sample(target, MALA(0.3), num_samples=130, num_warmup=0, store=tmp_path / "run")
+
+    def steeper(p):
+        return -(p["a"] ** 2)
+
+    for fn, words in [
+        (steeper, r"static\.0 is tests.test_store:.*steeper, stored .*lambda"),
+        (lambda p: -(p["a"] ** 2), "stored .*local_target"),
+    ]:
+        with pytest.raises(StoreError, match=words):
+            db.resume(tmp_path / "run", target=db.from_density(fn, {"a": 0.0}))
+
+
+def test_a_function_with_other_code_under_its_name_is_refused(tmp_path, monkeypatch):
+    target = MADE_OF_FUNCTIONS["from_density"]()
+    db.sample(target, MALA(0.3), num_samples=130, num_warmup=0, store=tmp_path / "run")
+
+    def other(p, scales):
+        return -jnp.sum((p["a"] / scales) ** 2) / 3 - p["b"]
+
+    other.__qualname__ = "log_normal"
+    monkeypatch.setitem(globals(), "log_normal", other)
+    with pytest.raises(StoreError, match=r"log_normal of digest .* stored log_normal of digest"):
+        db.resume(tmp_path / "run")
+
+
+def power(exponent, scale):
+    return lambda x: x**exponent * scale
+
+
+def again(x):
+    return again(x - 1) if x else jnp.sum
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (GLM(X, Y, "logistic", "gaussian"), GLM(X, Y, "logistic", "gaussian"),
+         GLM(X, Y, "poisson", "gaussian")),
+        (Splitting("OBABO"), Splitting("OBABO"), Splitting("BAOAB")),
+        (power(2, 0.5), power(2, 0.5), power(3, 0.5)),
+        (power(2, X), power(2, X.copy()), power(2, X + 1)),
+        (Quantiles((0.5,)), Quantiles((0.5,)), Quantiles((0.4,))),
+        (again, again, power),
+    ],
+)  # fmt: skip
+def test_fingerprints_tell_static_fields_and_functions_apart(one, same, other):
+    mark = json.loads(json.dumps(fingerprint(one)))
+    assert difference(fingerprint(same), mark) is None
+    assert difference(fingerprint(other), mark) is not None
 
 
 def test_a_store_is_not_overwritten(tmp_path):

@@ -1,6 +1,5 @@
 """What a stored run needs to go on: its description, and a checkpoint after every chunk."""
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,23 +10,12 @@ import numpy as np
 
 from driftbridge.runtime.codec import NotStorable, decode, encode
 from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.runtime.fingerprint import code_of, difference, fingerprint
 from driftbridge.runtime.store import DrawStore, StoreError, load_arrays, save_arrays
 from driftbridge.samplers.driver import Run
 
 DESCRIPTION = "run.npz"
 PARTS = ("target", "sampler", "adapt", "reducers")
-
-
-def fingerprint(tree: Any) -> str:
-    """A digest of the structure and the numbers of a tree of modules."""
-    leaves, structure = jax.tree.flatten(tree)
-    digest = hashlib.sha256(type(tree).__qualname__.encode())
-    digest.update(str(structure.num_leaves).encode())
-    for leaf in leaves:
-        array = np.asarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def describe(store: DrawStore, parts: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -61,7 +49,7 @@ def rebuild(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     """The parts of a stored run, and its settings; `given` parts replace stored ones.
 
     **Raises:** `StoreError` where a part could not be stored and is not given, cannot be found
-    again, or is given but is not the stored one.
+    again or has changed, or is given but is not the stored one.
     """
     if not (path / DESCRIPTION).exists():
         raise StoreError(f"{path} holds no run of driftbridge (there is no {DESCRIPTION} in it).")
@@ -73,10 +61,9 @@ def rebuild(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str
             parts[name] = _decoded(path, name, entry, arrays)
             continue
         part = cast_floating(part, np.dtype(facts["settings"]["dtype"]))
-        if (found := fingerprint(part)) != entry["fingerprint"]:
+        if other := difference(fingerprint(part), entry["fingerprint"]):
             raise StoreError(
-                f"the {name} given is not the one of the run in {path} (fingerprint {found}, "
-                f"stored {entry['fingerprint']}): its data or settings differ. Resume with the "
+                f"the {name} given is not the one of the run in {path}: {other}. Resume with the "
                 f"same {name}, or start a new run in another folder."
             )
         parts[name] = part
@@ -90,9 +77,15 @@ def _decoded(path: Path, name: str, entry: dict, arrays: list[np.ndarray]) -> An
             f"Pass it again: driftbridge.resume(path, {name}=...)."
         )
     try:
-        return decode(entry["tree"], arrays[entry["start"] : entry["end"]])
+        part = decode(entry["tree"], arrays[entry["start"] : entry["end"]])
     except LookupError as error:
         raise StoreError(f"{error}. Pass it: driftbridge.resume(path, {name}=...).") from error
+    if other := difference(code_of(fingerprint(part)), code_of(entry["fingerprint"])):
+        raise StoreError(
+            f"a function of the {name} has changed since the run in {path} began: {other}. Go on "
+            "with the code of then, or start a new run in another folder."
+        )
+    return part
 
 
 def checkpoint(store: DrawStore, run: Run) -> None:
