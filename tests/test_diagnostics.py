@@ -69,6 +69,10 @@ def test_energy_diagnostic_equals_arviz(arviz):
     np.testing.assert_allclose(diagnostics.e_bfmi(energy), arviz.bfmi(energy), rtol=1e-12)
 
 
+def test_energy_diagnostic_of_one_draw_is_unknown():
+    assert np.isnan(diagnostics.e_bfmi(np.ones((4, 1)))).all()
+
+
 def test_energy_diagnostic_of_autoregression():
     # Successive differences of a stationary AR(1) have variance 2 (1 - phi).
     energy = autoregressive(4, 20_000, np.array([0.5]))[..., 0]

@@ -280,9 +280,11 @@ def e_bfmi(energy: Any) -> Float[np.ndarray, " chains"]:
     Betancourt (2016), arXiv 1604.00695.
     """
     energy = np.asarray(energy, np.float64)
-    usable = reasons(energy.T[None]) if energy.shape[1] else np.full(energy.shape[0], TOO_SHORT)
-    usable = (usable == "") | (usable == ONE_CHAIN)
     out = np.full(energy.shape[0], np.nan)
+    if energy.shape[1] < 2:
+        return out
+    usable = reasons(energy.T[None])
+    usable = (usable == "") | (usable == ONE_CHAIN)
     kept = energy[usable]
     out[usable] = np.square(np.diff(kept, axis=1)).mean(1) / kept.var(1, ddof=1)
     return out

@@ -26,7 +26,7 @@ class MALT(Sampler):
     probability `min(1, exp(-E))`, where `E` sums the energy errors of the B-A-B parts alone: the O
     moves are reversible for the velocity's law by themselves. No velocity is flipped. Neighbouring
     O moves are merged, and the first and the last half move only redraw what is redrawn anyway.
-    Friction 0 is HMC, and one step is MALA with step size `h^2 / 2`.
+    Without friction it would be `HMC`, and one step is MALA with step size `h^2 / 2`.
 
     **Arguments:**
 

@@ -5,9 +5,10 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from driftbridge.targets.leaves import check_positive
+from driftbridge.targets.leaves import check_positive, is_concrete
 
 
 class Metric(eqx.Module):
@@ -82,8 +83,17 @@ class DenseMetric(Metric):
 
     @classmethod
     def from_covariance(cls, covariance: Float[ArrayLike, "dim dim"]) -> "DenseMetric":
-        """The metric of a positive definite covariance (NaN where it is not)."""
+        """The metric of a covariance; `ValueError` where it is not positive definite.
+
+        Inside a transformation, where values cannot be looked at, the metric is then NaN.
+        """
         cholesky = jnp.linalg.cholesky(jnp.asarray(covariance))
+        if is_concrete(cholesky) and not np.all(np.isfinite(cholesky)):
+            least = np.linalg.eigvalsh(np.asarray(covariance, np.float64))[0]
+            raise ValueError(
+                f"covariance must be positive definite; its least eigenvalue is {least:.3g}. Add "
+                "a multiple of the identity, or use DiagonalMetric."
+            )
         identity = jnp.eye(len(cholesky), dtype=cholesky.dtype)
         inverse = jax.scipy.linalg.solve_triangular(cholesky, identity, lower=True)
         return cls(cholesky, inverse)

@@ -27,6 +27,9 @@ def run(
 ) -> tuple[Record, Sampler]:
     """Draw by Markov chains, as a pure function: no checks, no host, no progress.
 
+    To be called inside `jax.jit` (`num_samples` and the other counts fixed): outside, every call
+    traces its loops anew.
+
     With the same key, positions and settings it takes the same transitions as `driftbridge.sample`.
     Leaves of `target`, `sampler` and `adapt` must be arrays of the dtype of `positions` already
     (`driftbridge.runtime.dtypes.cast_floating`).
