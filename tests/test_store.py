@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import pytest
 import xarray
+from zarr.storage import LocalStore
 
 import driftbridge as db
 from driftbridge.runtime import store as store_module
@@ -382,3 +383,41 @@ def test_parameters_keep_their_order(tmp_path):
     draws = db.sample(target, MALA(0.5), num_samples=130, num_warmup=0, store=tmp_path / "run")
     assert list(draws.parameters) == names
     assert list(db.load(tmp_path / "run").parameters) == names
+
+
+class FailingWrites:
+    """Lets writes of Zarr pass up to number `last`, and raises at that one; counts them."""
+
+    def __init__(self, monkeypatch):
+        self.real, self.count, self.last = LocalStore.set, 0, -1
+        monkeypatch.setattr(LocalStore, "set", lambda *a, **k: self.write(*a, **k))
+
+    async def write(self, *arguments, **options):
+        self.count += 1
+        if self.count - 1 == self.last:
+            raise Stop
+        await self.real(*arguments, **options)
+
+
+@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_death_at_any_write_of_zarr_loses_nothing(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
+    writes = FailingWrites(monkeypatch)
+    whole = draw(tmp_path / "whole", 256, num_warmup=128)
+    total = writes.count
+    assert total > 100
+    for last in range(step // 2, total, step):
+        path = tmp_path / str(last)
+        writes.count, writes.last = 0, last
+        with pytest.raises(Stop):
+            draw(path, 256, num_warmup=128)
+        writes.last = -1
+        if not (path / CHECKPOINT).exists():
+            with pytest.raises(StoreError, match=r"no checkpoint|holds no run"):
+                db.resume(path)
+            continue
+        resumed = db.resume(path)
+        assert np.array_equal(resumed.positions, whole.positions)
+        assert np.array_equal(resumed.warmup.positions, whole.warmup.positions)
+        assert resumed.stats["acceptance_rate"].shape == (2, 256)
+        shutil.rmtree(path)

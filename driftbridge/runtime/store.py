@@ -122,8 +122,9 @@ class DrawStore:
                 "driftbridge.resume(path), or choose another path."
             )
         with writing(path):
-            root = zarr.open_group(path / DRAWS, mode="w-", zarr_format=3)
-            root.attrs.update({"format": FORMAT, "version": VERSION, **attributes})
+            # In one write: a process that dies leaves no store without its format.
+            known = {"format": FORMAT, "version": VERSION, **attributes}
+            root = zarr.create_group(path / DRAWS, zarr_format=3, attributes=known)
         return cls(path, root)
 
     @classmethod
