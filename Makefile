@@ -34,7 +34,8 @@ mutations: $(STAMP)  ## break the code on purpose; every break must be caught
 docs: $(STAMP)  ## the documentation, in site/
 	$(BIN)/python -m mkdocs build --strict
 
-bench: $(STAMP)  ## run every benchmark
+bench: $(STAMP)  ## install the peers and run every benchmark
+	$(BIN)/python -m pip install -q -e ".[bench]"
 	$(BIN)/python -m benchmarks
 
 $(STAMP): pyproject.toml
