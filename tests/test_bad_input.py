@@ -94,6 +94,11 @@ class Bare(db.Target):
         ),
         (lambda: UniformStart(-2.0), ValueError, r"radius.*got -2\.0"),
         (lambda: db.Until(ess=-1), ValueError, r"ess must be positive; got -1"),
+        (
+            lambda: db.sample(TARGET, num_samples=db.Until(), num_chains=1),
+            ValueError,
+            r"never holds for num_chains=1.*Until\(ess=800\)",
+        ),
         (lambda: db.Until(converged=False), ValueError, r"needs a condition"),
         (
             lambda: db.sample(TARGET, init=np.zeros(3)),

@@ -5,7 +5,16 @@ import pytest
 
 import driftbridge as db
 from driftbridge.runtime.store import GRID
-from driftbridge.samplers import MALA, Covariance, Mean, Mixing, Quantiles, diagnostics
+from driftbridge.samplers import (
+    MALA,
+    Covariance,
+    Grouped,
+    Mean,
+    Mixing,
+    Quantiles,
+    UniformStart,
+    diagnostics,
+)
 from driftbridge.targets import DiagonalGaussian
 
 RNG = np.random.default_rng(0)
@@ -130,3 +139,33 @@ def test_until_says_what_is_not_met():
     )
     assert draws.num_draws == 256
     assert any("ESS" in finding.message for finding in draws.warnings)
+
+
+@pytest.mark.parametrize("keep", ["memory", "store", "reducers"])
+def test_until_judges_groups_of_chains_as_the_draws_do(keep, tmp_path, monkeypatch):
+    seen, unmet = [], db.Until.unmet
+
+    def watch(self, diagnosis):
+        seen.append(diagnosis)
+        return unmet(self, diagnosis)
+
+    monkeypatch.setattr(db.Until, "unmet", watch)
+    draws = db.sample(
+        DiagonalGaussian(np.zeros(2), np.ones(2)),
+        MALA(0.5),
+        num_samples=db.Until(ess=1e9, max_draws=512),
+        num_warmup=0,
+        num_chains=16,
+        init=Grouped(UniformStart(), 4),
+        keep=[Mean()] if keep == "reducers" else "draws",
+        store=tmp_path / "run" if keep == "store" else None,
+    )
+    assert np.array_equal(seen[-1].r_hat, draws.convergence.r_hat)
+
+
+def test_until_takes_one_chain_for_other_conditions():
+    target = DiagonalGaussian(np.zeros(2), np.ones(2))
+    draws = db.sample(
+        target, MALA(0.5), num_samples=db.Until(ess=20), num_chains=1, num_warmup=0
+    )  # fmt: skip
+    assert draws.metadata["unmet"] is None

@@ -13,13 +13,18 @@ from driftbridge.targets.leaves import check_positive
 
 
 def check_counts(num_samples: Any, num_warmup: Any, num_chains: Any, thin: Any) -> None:
-    """Raise `ValueError` for a count that is not a sensible integer."""
+    """Raise `ValueError` for a count that is not a sensible integer, or a rule it cannot meet."""
     counts = {"num_warmup": (num_warmup, 0), "num_chains": (num_chains, 1), "thin": (thin, 1)}
     if not isinstance(num_samples, Until):
         counts["num_samples"] = (num_samples, 1)
     for name, (value, least) in counts.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+    if num_chains == 1 and isinstance(num_samples, Until) and num_samples.needs_chains:
+        raise ValueError(
+            "Until(converged=True) compares chains and never holds for num_chains=1. Take four, or "
+            "ask for another thing: Until(ess=800)."
+        )
 
 
 def position_dtype(init: Any) -> np.dtype:

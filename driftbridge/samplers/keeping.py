@@ -25,23 +25,29 @@ SUMMED = ("acceptance_rate", "is_divergent", "num_gradients")
 PIECE = 1 << 18
 
 
-def diagnose(parameters: Iterable[tuple[str, np.ndarray]], target: Target) -> Diagnosis:
-    """Diagnosis of stored draws `(chains, draws, *event)` by name; constants are left out."""
-    names: list[str] = []
+def diagnose(
+    blocks: Iterable[np.ndarray], names: Sequence[str], num_groups: int | None
+) -> Diagnosis:
+    """Diagnosis of draws that come in blocks `(chains, draws, *event)`; constants are left out.
+
+    `names` are labels of all entries of all blocks, in order. R-hat is nested for groups of chains.
+    """
+    kept_names: list[str] = []
     columns: list[np.ndarray] = []
-    for name, values in parameters:
-        flat = np.reshape(values, (*values.shape[:2], -1)).astype(np.float64)
+    start = 0
+    for block in blocks:
+        flat: np.ndarray = np.reshape(block, (*block.shape[:2], -1)).astype(np.float64)
+        marks, start = names[start : start + flat.shape[2]], start + flat.shape[2]
         keep = diagnostics.reasons(flat) != diagnostics.CONSTANT
         if not keep.any():
             continue
-        marks = diagnostics.labels(name, values.shape[2:], target.dims.get(name), target.coords)
-        names += [mark for mark, kept in zip(marks, keep, strict=True) if kept]
+        kept_names += [mark for mark, kept in zip(marks, keep, strict=True) if kept]
         flat = flat[..., keep]
-        state = diagnostics.convergence(flat)
+        state = diagnostics.convergence(flat, num_groups)
         error = diagnostics.mcse_mean(flat) / flat.std(axis=(0, 1))
         columns.append(np.stack([state.r_hat, state.ess_bulk, state.ess_tail, error]))
     return Diagnosis(
-        tuple(names), *(np.concatenate(columns, axis=1) if columns else np.zeros((4, 0)))
+        tuple(kept_names), *(np.concatenate(columns, axis=1) if columns else np.zeros((4, 0)))
     )
 
 
@@ -89,8 +95,9 @@ class Keeper(abc.ABC):
 class InMemory(Keeper):
     """Draws as arrays in memory."""
 
-    def __init__(self, target: Target):
+    def __init__(self, target: Target, num_groups: int | None = None):
         self.target = target
+        self.num_groups = num_groups
         self._positions: dict[str, list[np.ndarray]] = {"warmup": [], "sampling": []}
         self._stats: dict[str, list[Stats]] = {"warmup": [], "sampling": []}
 
@@ -106,7 +113,7 @@ class InMemory(Keeper):
 
     def diagnose(self):
         parameters = constrained(self.target, self.positions("sampling"))
-        return diagnose(parameters.items(), self.target)
+        return diagnose(parameters.values(), names_of(self.target), self.num_groups)
 
     def draws(self, tuned, metadata):
         phases = [(self.positions(phase), self.stats(phase)) for phase in ("warmup", "sampling")]
@@ -137,9 +144,10 @@ class OnDisk(Keeper):
 
     GROUPS = ("posterior", "sample_stats", "unconstrained_posterior")
 
-    def __init__(self, target: Target, store: DrawStore):
+    def __init__(self, target: Target, store: DrawStore, num_groups: int | None = None):
         self.target = target
         self.store = store
+        self.num_groups = num_groups
 
     @staticmethod
     def group(phase: str, name: str) -> str:
@@ -171,7 +179,9 @@ class OnDisk(Keeper):
                 self.store.truncate(group, count)
 
     def diagnose(self):
-        return diagnose(self.store.arrays("posterior").items(), self.target)
+        arrays = self.store.arrays("posterior")
+        blocks = (block for name in arrays for block in arrays.blocks(name))
+        return diagnose(blocks, names_of(self.target), self.num_groups)
 
     def draws(self, tuned, metadata):
         return stored_draws(self.store, self.target, tuned, metadata)

@@ -277,8 +277,6 @@ def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | N
         "gradients_sampling": run.clock.gradients["sampling"],
         "looked_at": run.clock.looked_at,
         "outside": run.clock.outside,
-        "looked_at": run.clock.looked_at,
-        "outside": run.clock.outside,
         "versions": {name: version(name) for name in ("driftbridge", "jax", "numpy")},
     }
     draws = run.keeper.draws(run.chains.sampler, metadata)
@@ -319,4 +317,6 @@ def keeper_for(
     """Reducers where there are any, else the store where there is one, else memory."""
     if reducers is not None:
         return Reduced(target, reducers, num_chains, num_groups)
-    return InMemory(target) if store is None else OnDisk(target, store)
+    if store is not None:
+        return OnDisk(target, store, num_groups)
+    return InMemory(target, num_groups)

@@ -17,8 +17,8 @@ class Until:
 
     **Arguments:**
 
-    - `converged`: R-hat below 1.01 and bulk and tail ESS of at least 800 for every parameter. None
-      asks for it unless another condition is given.
+    - `converged`: R-hat below 1.01 and bulk and tail ESS of at least 800 for every parameter, which
+      takes more than one chain. None asks for it unless another condition is given.
     - `ess`: least bulk and tail ESS over parameters.
     - `mcse`: largest Monte Carlo standard error of a mean, in posterior standard deviations.
     - `seconds`: limit on the wall time of sampling, compilation apart. A run ended by it depends on
@@ -49,6 +49,11 @@ class Until:
         if self.converged is None:
             return self.ess is None and self.mcse is None
         return self.converged
+
+    @property
+    def needs_chains(self) -> bool:
+        """Whether it waits for convergence, which one chain cannot show, without end."""
+        return self.wants_convergence and (self.converged is True or self.seconds is None)
 
     def next_look(self, done: int, grid: int) -> int:
         """The draws at which to look next, after `done` of them."""
