@@ -14,7 +14,7 @@ import driftbridge as db
 from driftbridge.runtime import store as store_module
 from driftbridge.runtime.codec import NotStorable, decode, encode
 from driftbridge.runtime.fingerprint import difference, fingerprint
-from driftbridge.runtime.store import CHECKPOINT, DrawStore, StoreError
+from driftbridge.runtime.store import CHECKPOINT, DrawStore, Stored, StoredArrays, StoreError
 from driftbridge.samplers import (
     MALA,
     OBABO,
@@ -26,6 +26,7 @@ from driftbridge.samplers import (
     diagnostics,
 )
 from driftbridge.samplers import sample as verb
+from driftbridge.samplers.keeping import OnDisk
 from driftbridge.targets import GLM, DiagonalGaussian, constraints
 
 NUM_WARMUP = 300
@@ -421,3 +422,34 @@ def test_a_death_at_any_write_of_zarr_loses_nothing(tmp_path, monkeypatch, step)
         assert np.array_equal(resumed.warmup.positions, whole.warmup.positions)
         assert resumed.stats["acceptance_rate"].shape == (2, 256)
         shutil.rmtree(path)
+
+
+def wide():
+    return DiagonalGaussian(np.zeros(6), np.arange(1.0, 7.0))
+
+
+def test_a_stored_run_is_read_by_blocks_and_each_once(tmp_path, monkeypatch):
+    settings = {"num_samples": db.Until(ess=1e6, max_draws=128), "num_warmup": 0, "num_chains": 2}
+    memory = db.sample(wide(), MALA(0.3), **settings)
+    # Two columns of 2 x 128 numbers a block.
+    monkeypatch.setattr(StoredArrays, "BLOCK", 512)
+    reads, real = [], Stored.__getitem__
+
+    def read(self, index):
+        values = real(self, index)
+        reads.append(values.size)
+        return values
+
+    monkeypatch.setattr(Stored, "__getitem__", read)
+    stored = db.sample(wide(), MALA(0.3), store=tmp_path / "run", **settings)
+    assert stored.metadata["unmet"] == memory.metadata["unmet"]
+    reads.clear()
+    found = OnDisk(wide(), DrawStore.open(tmp_path / "run")).diagnose()
+    # The tests' own checks of types look at whole arrays besides.
+    assert reads.count(512) == 3
+    assert np.array_equal(found.ess_bulk, memory.convergence.ess_bulk)
+    reads.clear()
+    frame = stored.to_dataframe()
+    assert reads.count(512) == 3
+    assert frame.equals(memory.to_dataframe())
+    assert np.array_equal(frame["x[4]"], memory.column("x[4]").ravel())

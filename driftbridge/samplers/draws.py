@@ -138,8 +138,9 @@ class Draws:
             return self.parameters.shapes()
         return {name: value.shape for name, value in self.parameters.items()}
 
-    def _blocks(self) -> Iterator[np.ndarray]:
-        """All parameters in the order of `names`, in parts that fit in memory."""
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All parameters `(chains, draws, *event)` in the order of `names`, in parts that fit in
+        memory."""
         if isinstance(self.parameters, StoredArrays):
             for name in self.parameters:
                 yield from self.parameters.blocks(name)
@@ -160,7 +161,7 @@ class Draws:
         """The columns of `summary` as arrays in the order of `names`."""
         if not self.num_draws:
             return {name: np.full(len(self.names), np.nan) for name in diagnostics.COLUMNS}
-        tables = [diagnostics.summarise(block) for block in self._blocks()]
+        tables = [diagnostics.summarise(block) for block in self.blocks()]
         return {c: np.concatenate([np.ravel(t[c]) for t in tables]) for c in diagnostics.COLUMNS}
 
     @cached_property
@@ -170,7 +171,7 @@ class Draws:
         if not self.num_draws:
             reasons, scale = (diagnostics.TOO_SHORT,) * len(self.names), table["r_hat"]
         elif groups is None:
-            blocks = self._blocks()
+            blocks = self.blocks()
             reasons = [r for b in blocks for r in np.ravel(diagnostics.reasons(b)).tolist()]
             scale = table["r_hat"]
         else:

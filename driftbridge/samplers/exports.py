@@ -139,7 +139,9 @@ def to_dataframe(draws: "Draws"):
         "chain": np.repeat(np.arange(chains), length),
         "draw": np.tile(np.arange(length), chains),
     }
-    return pandas.DataFrame(columns | {n: draws.column(n).ravel() for n in draws.names})
+    blocks = (np.reshape(block, (chains * length, -1)) for block in draws.blocks())
+    values = (column for block in blocks for column in block.T)
+    return pandas.DataFrame(columns | dict(zip(draws.names, values, strict=True)))
 
 
 def to_html(draws: "Draws", rows: int = 20) -> str:
