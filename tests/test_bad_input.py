@@ -1,5 +1,6 @@
 """Every wrong input gets an error that names the value and the cure."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,22 @@ class Wide(db.Target):
         return jnp.sum(x * jnp.zeros(2, jnp.float64))
 
 
+class NamedAsAxes(db.Target):
+    name: str = eqx.field(static=True)
+    axis: str = eqx.field(static=True)
+    dim: int = 2
+
+    def log_density(self, x):
+        return -jnp.sum(x**2) / 2
+
+    def constrain(self, x):
+        return {self.name: x}
+
+    @property
+    def dims(self):
+        return {self.name: (self.axis,)}
+
+
 class NeedsTruth(MALA):
     facts = db.samplers.Facts(
         summary="", gradients="1", bias="none", source="", adjusted=True, needs=("truth",)
@@ -94,6 +111,16 @@ class Bare(db.Target):
         ),
         (lambda: UniformStart(-2.0), ValueError, r"radius.*got -2\.0"),
         (lambda: db.Until(ess=-1), ValueError, r"ess must be positive; got -1"),
+        (
+            lambda: db.sample(NamedAsAxes("draw", "site")),
+            ValueError,
+            r"a parameter of NamedAsAxes is named 'draw'.*another name",
+        ),
+        (
+            lambda: db.sample(NamedAsAxes("x", "chain")),
+            ValueError,
+            r"an axis of NamedAsAxes is named 'chain'",
+        ),
         (
             lambda: db.sample(TARGET, num_samples=db.Until(), num_chains=1),
             ValueError,

@@ -1,5 +1,6 @@
 """Reducers against NumPy on all draws at once, and stopping rules on their grid."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -169,3 +170,44 @@ def test_until_takes_one_chain_for_other_conditions():
         target, MALA(0.5), num_samples=db.Until(ess=20), num_chains=1, num_warmup=0
     )  # fmt: skip
     assert draws.metadata["unmet"] is None
+
+
+class WithConstant(DiagonalGaussian):
+    """Its second parameter is a constant that sums of it round."""
+
+    def constrain(self, x):
+        return {"a": x, "c": jnp.full((), 0.1, x.dtype) + 0 * x[0]}
+
+
+@pytest.mark.parametrize("keep", ["draws", Mean(), [Covariance()]])
+def test_constants_are_left_out_of_rules_and_verdicts(keep):
+    draws = db.sample(
+        WithConstant(np.zeros(2), np.ones(2)),
+        MALA(0.5),
+        num_samples=db.Until(ess=100, max_draws=2048),
+        num_warmup=0,
+        keep=keep,
+    )
+    assert draws.metadata["unmet"] is None
+    assert draws.names == ("a[0]", "a[1]", "c")
+    assert draws.convergence.reasons == ("", "", "constant")
+    assert draws.convergence.worst in ("a[0]", "a[1]")
+    table = draws.statistics
+    assert table["sd"][2] == 0 and np.isnan(table["r_hat"][2]) and np.isnan(table["mcse_mean"][2])
+    assert np.isfinite(table["mcse_mean"][:2]).all()
+
+
+class OtherQuantiles(Quantiles):
+    pass
+
+
+def test_reducers_go_by_their_names():
+    target = DiagonalGaussian(np.zeros(2), np.ones(2))
+    settings = {"num_samples": 256, "num_warmup": 0}
+    keep = [Quantiles((0.1,)), OtherQuantiles((0.9,))]
+    found = db.sample(target, MALA(0.5), keep=keep, **settings).reductions
+    assert (found["Quantiles"]["quantiles"] < found["OtherQuantiles"]["quantiles"]).all()
+    one = db.sample(target, MALA(0.5), keep=Quantiles((0.1,)), **settings).reductions
+    assert np.array_equal(one["Quantiles"]["quantiles"], found["Quantiles"]["quantiles"])
+    with pytest.raises(ValueError, match=r"2 reducers Quantiles.*class OtherQuantiles"):
+        db.sample(target, MALA(0.5), keep=[Quantiles((0.1,)), Quantiles((0.9,))], **settings)

@@ -54,7 +54,11 @@ def check_target(target: Any, sampler: Sampler, dtype: np.dtype) -> None:
                 f"{name} needs a target with the capability {need!r}, which "
                 f"{type(target).__name__} does not have."
             )
-    out = jax.eval_shape(target.log_density, jax.ShapeDtypeStruct((target.dim,), dtype))
+    out, parameters = jax.eval_shape(
+        lambda x: (target.log_density(x), target.constrain(x)),
+        jax.ShapeDtypeStruct((target.dim,), dtype),
+    )
+    check_names(target, parameters)
     shape, found = getattr(out, "shape", None), getattr(out, "dtype", None)
     if shape != ():
         raise ValueError(
@@ -68,6 +72,17 @@ def check_target(target: Any, sampler: Sampler, dtype: np.dtype) -> None:
         )
     if has_step_size(sampler):
         check_positive(step_size=step_size_of(sampler))
+
+
+def check_names(target: Target, parameters: dict[str, Any]) -> None:
+    """Raise `ValueError` for a parameter, or an axis of one, with the name of an axis of draws."""
+    axes = (axis for names in target.dims.values() for axis in names)
+    for kind, names in {"a parameter": parameters, "an axis": axes}.items():
+        if taken := sorted({"chain", "draw"}.intersection(names)):
+            raise ValueError(
+                f"{kind} of {type(target).__name__} is named "
+                f"{taken[0]!r}, as the draws name their axes; give it another name."
+            )
 
 
 def check_mesh(mesh: Any, num_chains: int) -> None:

@@ -284,12 +284,18 @@ class Reduced(Keeper):
         for reducer, state in zip(self.reducers, self._states, strict=True):
             if isinstance(reducer, Mixing | Mean):
                 found.update(reducer.result(state))
-        r_hat = found.get("nested_r_hat", found["r_hat"])
-        return Diagnosis(self.names, r_hat, found["ess"], found["ess"], 1 / np.sqrt(found["ess"]))
+        varies = ~found["is_constant"]
+        r_hat = found.get("nested_r_hat", found["r_hat"])[varies]
+        ess = found["ess"][varies]
+        with np.errstate(divide="ignore"):
+            error = 1 / np.sqrt(ess)
+        names = tuple(np.asarray(self.names, object)[varies])
+        return Diagnosis(names, r_hat, ess, ess, error)
 
     def draws(self, tuned, metadata):
         return ReducedDraws(
             self.target,
+            names=self.names,
             diagnosis=self.diagnose(),
             reductions=self.results(),
             sums=dict(self._sums),

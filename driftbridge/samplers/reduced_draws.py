@@ -24,7 +24,8 @@ class ReducedDraws(Draws):
 
     **Arguments:**
 
-    - `diagnosis`: mixing of every parameter.
+    - `names`: labels of all scalar parameters.
+    - `diagnosis`: mixing of every parameter that is not constant.
     - `reductions`: results by name of the reducer.
     - `sums`: sums over draws of `acceptance_rate`, `is_divergent`, `num_gradients`, `(chains,)`.
     - `num_draws`: draws of each chain that were reduced.
@@ -34,6 +35,7 @@ class ReducedDraws(Draws):
         self,
         target: Target,
         *,
+        names: tuple[str, ...],
         diagnosis: Diagnosis,
         reductions: Mapping[str, Mapping[str, np.ndarray]],
         sums: Mapping[str, np.ndarray],
@@ -46,6 +48,7 @@ class ReducedDraws(Draws):
         super().__init__(target, empty, {}, tuned=tuned, metadata=metadata)
         self.reductions = {name: dict(result) for name, result in reductions.items()}
         self.diagnosis = diagnosis
+        self._names = names
         self.sums = dict(sums)
         self.num_draws = num_draws
 
@@ -62,7 +65,11 @@ class ReducedDraws(Draws):
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        return self.diagnosis.names
+        return self._names
+
+    @cached_property
+    def _varies(self) -> np.ndarray:
+        return np.isin(self.names, self.diagnosis.names)
 
     @cached_property
     def stats(self) -> dict[str, np.ndarray]:
@@ -77,19 +84,26 @@ class ReducedDraws(Draws):
                 table[name] = result[name]
         if "Covariance" in self.reductions:
             table["sd"] = np.sqrt(np.diag(self.reductions["Covariance"]["covariance"]))
-        table["r_hat"], ess = self.diagnosis.r_hat, self.diagnosis.ess_bulk
-        table["ess_bulk"], table["ess_tail"] = ess, self.diagnosis.ess_tail
-        table["mcse_mean"] = table["sd"] / np.sqrt(ess)
+        for name in ("r_hat", "ess_bulk", "ess_tail"):
+            table[name] = np.full(len(self.names), np.nan)
+            table[name][self._varies] = getattr(self.diagnosis, name)
+        with np.errstate(divide="ignore"):
+            table["mcse_mean"] = table["sd"] / np.sqrt(table["ess_bulk"])
         return table
 
     @cached_property
     def convergence(self) -> Convergence:
-        d = self.diagnosis
-        constant = np.isnan(d.r_hat) & (self.statistics["sd"] == 0)
-        short = np.isnan(d.r_hat) & ~constant
-        reasons = np.where(constant, diagnostics.CONSTANT, "")
-        reasons = np.where(short, diagnostics.TOO_SHORT, reasons)
-        return diagnostics.judge(d.names, d.r_hat, d.ess_bulk, d.ess_tail, tuple(map(str, reasons)))
+        table = self.statistics
+        short = np.isnan(table["r_hat"]) & self._varies
+        reasons = np.where(short, diagnostics.TOO_SHORT, "")
+        reasons = np.where(self._varies, reasons, diagnostics.CONSTANT)
+        return diagnostics.judge(
+            self.names,
+            table["r_hat"],
+            table["ess_bulk"],
+            table["ess_tail"],
+            tuple(map(str, reasons)),
+        )
 
     def __repr__(self) -> str:
         verdict = "converged" if self.convergence.converged else "NOT CONVERGED"

@@ -48,7 +48,7 @@ class Mean(Reducer):
 
     def update(self, state, block):
         flat = block.reshape(-1, block.shape[2])
-        mean = flat.mean(axis=0)
+        mean = mean_of(flat, axis=0)
         return merged(state, (len(flat), mean, np.square(flat - mean).sum(axis=0)), np.square)
 
     def result(self, state):
@@ -64,13 +64,19 @@ class Covariance(Reducer):
 
     def update(self, state, block):
         flat = block.reshape(-1, block.shape[2])
-        mean = flat.mean(axis=0)
+        mean = mean_of(flat, axis=0)
         centred = flat - mean
         return merged(state, (len(flat), mean, centred.T @ centred), lambda d: np.outer(d, d))
 
     def result(self, state):
         count, mean, squares = state
         return {"mean": mean, "covariance": squares / max(float(count) - 1, 1)}
+
+
+def mean_of(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean along an axis; exactly the value itself where it is constant, which sums round."""
+    first = np.take(values, 0, axis=axis)
+    return first + (values - np.expand_dims(first, axis)).mean(axis=axis)
 
 
 def merged(state: Arrays, block: tuple, square) -> Arrays:
@@ -157,6 +163,8 @@ class Quantiles(Reducer):
 class Mixing(Reducer):
     """`r_hat` on split chains, `nested_r_hat` on groups of chains, and `ess` by batch means.
 
+    `is_constant` says of which parameters no draw differs from another: they have no `r_hat`.
+
     A chain is held as at most 64 batches (mean and squares of each); when they are full, neighbours
     merge and batches are twice as long. With `b` batches of length `L`,
     `ess = n var / (L var(batch means))`, relative error about `sqrt(2 / (b chains))`. The R-hats
@@ -182,7 +190,7 @@ class Mixing(Reducer):
     def update(self, state, block):
         (used, length, filled), means, squares = state
         means, squares = means.copy(), squares.copy()
-        mean = block.mean(axis=1)
+        mean = mean_of(block, axis=1)
         square = np.square(block - mean[:, None]).sum(axis=1)
         draws = block.shape[1]
         old = (np.asarray(filled * draws), means[:, used], squares[:, used])
@@ -207,13 +215,28 @@ def mixing(
     means: np.ndarray, squares: np.ndarray, length: int, num_groups: int | None
 ) -> dict[str, np.ndarray]:
     """Diagnostics from batches `(chains, batches, params)` of `length` draws each."""
-    chains, batches, params = means.shape
-    nothing = np.full(params, np.nan)
-    out = {"r_hat": nothing, "ess": nothing}
+    batches = means.shape[1]
+    nothing = np.full(means.shape[2], np.nan)
+    is_constant = np.all((means == means[:1, :1]) & (squares == 0), axis=(0, 1)) & (batches > 0)
+    out = {"r_hat": nothing, "ess": nothing, "is_constant": is_constant}
     if num_groups is not None:
         out["nested_r_hat"] = nothing
     if batches < 4:
         return out
+    varies = ~is_constant
+    found = mixing_of_varying(means[..., varies], squares[..., varies], length, num_groups)
+    for name, values in found.items():
+        out[name] = nothing.copy()
+        out[name][varies] = values
+    return out
+
+
+def mixing_of_varying(
+    means: np.ndarray, squares: np.ndarray, length: int, num_groups: int | None
+) -> dict[str, np.ndarray]:
+    """Diagnostics of parameters that are not constant, from four batches or more."""
+    chains, batches, params = means.shape
+    out = {}
     half = batches // 2
     halves = np.concatenate([means[:, :half], means[:, batches - half :]])
     half_squares = np.concatenate([squares[:, :half], squares[:, batches - half :]])

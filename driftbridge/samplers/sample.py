@@ -56,7 +56,7 @@ def sample(
     thin: int = 1,
     init: Any = None,
     adapt: Adaptation | None = Warmup(),  # noqa: B008 (immutable)
-    keep: str | Sequence[Reducer] = "draws",
+    keep: str | Reducer | Sequence[Reducer] = "draws",
     store: str | os.PathLike | None = None,
     mesh: Mesh | None = None,
     progress: bool | Callback = False,
@@ -75,7 +75,8 @@ def sample(
     - `init`: where chains start: a strategy (`UniformStart(2.0)` if None), one position `(dim,)`,
       one for each chain `(num_chains, dim)`, or a dict of parameters.
     - `adapt`: the warm-up; None leaves the sampler as it is.
-    - `keep`: `"draws"`, or reducers (memory is then flat in the number of draws).
+    - `keep`: `"draws"`, or a reducer or several of different classes (memory is then flat in the
+      number of draws).
     - `store`: a folder for the draws; the run can then be interrupted at any moment, and
       `resume` goes on with it bit for bit.
     - `mesh`: devices to lay the chains over, along its first axis.
@@ -298,13 +299,26 @@ def groups_of(init: Any, num_chains: int) -> int | None:
     return groups
 
 
-def reducers_of(keep: str | Sequence[Reducer]) -> tuple[Reducer, ...] | None:
+def reducers_of(keep: str | Reducer | Sequence[Reducer]) -> tuple[Reducer, ...] | None:
     """The reducers of a `keep` argument, None for draws."""
-    if keep == "draws":
+    if isinstance(keep, str) and keep == "draws":
         return None
-    if isinstance(keep, str) or not all(isinstance(reducer, Reducer) for reducer in keep):
-        raise ValueError(f'keep must be "draws" or a sequence of reducers; got {keep!r}.')
-    return tuple(keep)
+    parts = keep if isinstance(keep, Sequence) and not isinstance(keep, str) else (keep,)
+    reducers = tuple(part for part in parts if isinstance(part, Reducer))
+    if len(reducers) < len(parts):
+        raise ValueError(
+            f'keep must be "draws", a reducer or a sequence of reducers, such as [Mean()]; got '
+            f"{keep!r}."
+        )
+    names = [type(reducer).__name__ for reducer in reducers]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"keep has {names.count(name)} reducers {name}, and results go by the name of the "
+                f"class. Keep one (Quantiles takes any number of probabilities), or name the other "
+                f"apart: class Other{name}({name}): pass."
+            )
+    return reducers
 
 
 def keeper_for(
