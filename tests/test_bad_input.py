@@ -19,7 +19,7 @@ from driftbridge.samplers import (
     UniformStart,
     Warmup,
 )
-from driftbridge.targets import DiagonalGaussian
+from driftbridge.targets import DiagonalGaussian, constraints
 
 # Tests check types at every call; users do not, and meet the driver's own checks.
 SAMPLE = db.sample.__wrapped__
@@ -52,6 +52,10 @@ class Wide(db.Target):
 
     def log_density(self, x):
         return jnp.sum(x * jnp.zeros(2, jnp.float64))
+
+
+def normal(p):
+    return -jnp.sum(p["a"] ** 2) / 2
 
 
 class NamedAsAxes(db.Target):
@@ -111,6 +115,26 @@ class Bare(db.Target):
         ),
         (lambda: UniformStart(-2.0), ValueError, r"radius.*got -2\.0"),
         (lambda: db.Until(ess=-1), ValueError, r"ess must be positive; got -1"),
+        (lambda: SAMPLE(TARGET, MALA), TypeError, r"got the class MALA\. Write MALA\("),
+        (lambda: SAMPLE(TARGET, "hmc"), TypeError, r"sampler must be an instance.*got 'hmc'"),
+        (lambda: SAMPLE(TARGET, adapt=False), TypeError, r"adapt must be.*or None.*got False"),
+        (lambda: SAMPLE(TARGET, mesh=4), TypeError, r"jax\.make_mesh\(\(4,\).*got 4"),
+        (
+            lambda: db.from_density(
+                normal, {"a": 0.0}, constraints={"a": constraints.greater_than(np.zeros(3))}
+            ),
+            ValueError,
+            r"constraint of 'a'.*shape \(\).*of the shape of the parameter",
+        ),
+        (
+            lambda: db.from_density(
+                normal,
+                {"a": np.zeros(2)},
+                constraints={"a": constraints.interval(np.zeros(3), np.ones(3))},
+            ),
+            ValueError,
+            r"constraint of 'a'.*shape \(2,\).*an error",
+        ),
         (
             lambda: db.sample(NamedAsAxes("draw", "site")),
             ValueError,
@@ -215,3 +239,12 @@ def test_thinned_runs_with_refused_steps_go_on():
     rate = np.asarray(draws.stats["acceptance_rate"])
     assert np.asarray(draws.stats["is_divergent"]).mean() > 0.9
     assert 0 < rate.mean() < 1
+
+
+def test_a_seed_may_be_of_numpy():
+    def first(key):
+        draws = SAMPLE(TARGET, MALA(0.5), num_samples=128, num_warmup=0, key=key)
+        return draws.positions, draws.metadata["seed"]
+
+    of_numpy, seed = first(np.int64(3))
+    assert np.array_equal(of_numpy, first(3)[0]) and type(seed) is int

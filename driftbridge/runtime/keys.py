@@ -28,7 +28,8 @@ def as_key(key: Any) -> Key[Array, ""]:
 
     Raises `TypeError` for a legacy `uint32` key, naming the cure.
     """
-    if isinstance(key, int):
+    if isinstance(key, int | np.integer):
+        key = int(key)
         words: Any = np.array([(key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF], np.uint32)
         return jax.random.wrap_key_data(words, impl="threefry2x32")
     if isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):

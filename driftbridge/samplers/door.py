@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from driftbridge.runtime.dtypes import default_dtype
+from driftbridge.samplers.adaptation import Adaptation
 from driftbridge.samplers.base import Sampler, has_step_size, innermost, step_size_of
 from driftbridge.samplers.until import Until
 from driftbridge.targets.base import Target
@@ -24,6 +26,28 @@ def check_counts(num_samples: Any, num_warmup: Any, num_chains: Any, thin: Any) 
         raise ValueError(
             "Until(converged=True) compares chains and never holds for num_chains=1. Take four, or "
             "ask for another thing: Until(ess=800)."
+        )
+
+
+def check_kinds(sampler: Any, adapt: Any, mesh: Any) -> None:
+    """Raise `TypeError` for a sampler, a warm-up or a mesh that is something else."""
+    if isinstance(sampler, type) and issubclass(sampler, Sampler):
+        name = sampler.__name__
+        raise TypeError(f"sampler must be an instance; got the class {name}. Write {name}(...).")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"sampler must be an instance of a class of driftbridge.samplers, such as MALA(0.1); "
+            f"got {sampler!r}."
+        )
+    if not isinstance(adapt, Adaptation | None):
+        raise TypeError(
+            f"adapt must be an Adaptation such as Warmup(), or None to leave the sampler as it is; "
+            f"got {adapt!r}."
+        )
+    if not isinstance(mesh, Mesh | None):
+        raise TypeError(
+            f'mesh must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ("chains",)), or None; '
+            f"got {mesh!r}."
         )
 
 

@@ -22,6 +22,7 @@ from driftbridge.samplers.adaptation import Adaptation, Warmup
 from driftbridge.samplers.base import Sampler, has_step_size, innermost
 from driftbridge.samplers.door import (
     check_counts,
+    check_kinds,
     check_mesh,
     check_target,
     position_dtype,
@@ -90,6 +91,7 @@ def sample(
     chosen: Sampler = JitteredHMC() if sampler is None else sampler
     counts = {"num_warmup": num_warmup, "num_chains": num_chains, "thin": thin}
     check_counts(num_samples, **counts)
+    check_kinds(chosen, adapt, mesh)
     counts = {name: int(count) for name, count in counts.items()}
     num_warmup, num_chains, thin = counts.values()
     num_samples = num_samples if isinstance(num_samples, Until) else int(num_samples)
@@ -99,7 +101,7 @@ def sample(
     check_target(target, chosen, dtype)
     check_mesh(mesh, num_chains)
     facts = {
-        "seed": key if isinstance(key, int) else None,
+        "seed": int(key) if isinstance(key, int | np.integer) else None,
         "num_groups": groups_of(init, num_chains),
     }
     key = as_key(key)
@@ -172,6 +174,7 @@ def resume(
     whole: Target = parts["target"]
     sampler, adapt = parts["sampler"], parts["adapt"]
     chains_count, dtype = settings["num_chains"], np.dtype(settings["dtype"])
+    check_kinds(sampler, adapt, mesh)
     check_mesh(mesh, chains_count)
     if dtype.itemsize > default_dtype().itemsize:
         raise StoreError(

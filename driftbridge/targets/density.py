@@ -102,7 +102,8 @@ def from_density(
     **Returns:** a `Density`. Its `constrain` gives the parameters back by name.
 
     **Raises:** `ValueError` or `TypeError` for an empty `like`, parameters that are not floating,
-    unknown names in `constraints`, or an `fn` that does not return one real number.
+    unknown names in `constraints`, bounds of a wrong shape, or an `fn` that does not return one real
+    number.
     """
     names, shapes, treedef = _structure(like)
     chosen = _constraints(constraints, names)
@@ -112,6 +113,7 @@ def from_density(
             free_shapes.append(tuple(constraint.unconstrained_shape(shape)))
         except ValueError as error:
             raise ValueError(f"parameter {name!r}: {error}") from None
+        require_shape(name, shape, constraint, free_shapes[-1])
     layout = Layout(names, tuple(free_shapes))
     target = Density(layout.dim, Arguments(fn, data), chosen, layout, shapes, treedef)
     _require_scalar(target)
@@ -128,6 +130,22 @@ def as_arrays(
             raise ValueError(f"parameter {name!r} has shape {shape}; got {arrays[name].shape}.")
     dtype = jnp.result_type(float, *arrays.values())
     return {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+
+
+def require_shape(
+    name: str, shape: tuple[int, ...], constraint: Constraint, free: tuple[int, ...]
+) -> None:
+    """Raise where a constraint makes values of another shape: its bounds have their own."""
+    try:
+        made = jax.eval_shape(constraint.forward, jax.ShapeDtypeStruct(free, default_dtype())).shape
+    except (TypeError, ValueError) as error:  # shapes that do not broadcast
+        made = error
+    if made != shape:
+        found = f"values of shape {made}" if isinstance(made, tuple) else f"an error: {made}"
+        raise ValueError(
+            f"the constraint of {name!r}, {constraint}, does not fit its shape {shape}: it gives "
+            f"{found}. Bounds are numbers, or arrays of the shape of the parameter."
+        )
 
 
 def require_inside(name: str, value: Array, free: Array, constraint: Constraint) -> None:
