@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from driftbridge.runtime.compilations import Compilations
+from driftbridge.runtime.keys import as_key, chain_keys, streams
 from driftbridge.samplers.base import Facts, Info, Sampler, Wrapper
 from driftbridge.samplers.draws import Draws
 from driftbridge.samplers.findings import Finding, longest_stay
@@ -185,6 +186,26 @@ def test_trees_and_tables(good):
     frame = good.to_dataframe()
     assert list(frame.columns[:4]) == ["chain", "draw", "mu", "tau"]
     assert frame["tau"][1001] == good.parameters["tau"][1, 1]
+
+
+def test_predictions_share_no_key_with_the_run():
+    class Keys(Schools):
+        @property
+        def observations(self):
+            return Observations(
+                {"y": self.y},
+                lambda parameters: {"y": parameters["mu"]},
+                lambda key, parameters: {"y": jax.random.key_data(key)},
+            )
+
+    draws = Draws(Keys(jnp.zeros(3)), np.zeros((2, 150, 5), np.float32), {}, tuned=None)
+    predicted = draws.to_xarray(predictive=True, key=7)["posterior_predictive"]["y"].values
+    used = {tuple(words) for words in predicted.reshape(-1, 2).tolist()}
+    of_run = streams(as_key(7))
+    chains = chain_keys(of_run.steps, np.arange(100))
+    run = [*of_run, *chains, *chain_keys(of_run.start, np.arange(100))]
+    assert len(used) == 300
+    assert used.isdisjoint(tuple(jax.random.key_data(key).tolist()) for key in run)
 
 
 def test_predictive_needs_observations(target):

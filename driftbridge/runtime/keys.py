@@ -1,9 +1,9 @@
 """Random keys that depend on (seed, chain, step) alone.
 
-A run has three independent streams: `start` (initial positions), `steps` (the noise of every
-transition, warm-up included) and `adaptation`. The noise of chain `c` at step `s` comes from
-`fold_in(fold_in(steps, c), s)`, so neither the number of chains, nor the length of a chunk, nor an
-interruption changes it.
+A key has three independent streams: `start` (initial positions), `steps` (the noise of every
+transition, warm-up included) and `prediction` (replicated data). The noise of chain `c` at step `s`
+comes from `fold_in(fold_in(steps, c), s)`, so neither the number of chains, nor the length of a
+chunk, nor an interruption changes it.
 """
 
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from driftbridge.runtime.threefry import fold_in
 
 
 class Streams(NamedTuple):
-    """The three streams of a run."""
+    """The three streams of a key."""
 
     start: Key[Array, ""]
     steps: Key[Array, ""]
-    adaptation: Key[Array, ""]
+    prediction: Key[Array, ""]
 
 
 def as_key(key: Any) -> Key[Array, ""]:
@@ -43,7 +43,7 @@ def as_key(key: Any) -> Key[Array, ""]:
 
 
 def streams(key: Key[Array, ""]) -> Streams:
-    """Split the key of a run into its three streams."""
+    """Split a key into its three streams."""
     return Streams(*(fold_in(key, i) for i in range(3)))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.keys import as_key, streams
 from driftbridge.targets.base import Target
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def _predict(target: Target, key: Key[Array, ""], positions, numbers) -> tuple[d
 def predictive(draws: "Draws", key: int | Key[Array, ""] = 0) -> tuple[dict, dict]:
     """Replicated data and pointwise log likelihood by name, each `(chains, draws, *event)`.
 
-    Draw number `i`, counted over chains and then draws, uses `fold_in(key, i)`.
+    Draw number `i`, counted over chains and then draws, uses `fold_in(prediction, i)` of the stream
+    that `key` has for it, so a run and its predictions may have one seed.
 
     **Raises:** `ValueError` if the target has no observations.
     """
@@ -48,7 +49,7 @@ def predictive(draws: "Draws", key: int | Key[Array, ""] = 0) -> tuple[dict, dic
             "leave out predictive=True, or give the target `observations`."
         )
     chains, total = draws.num_chains, draws.num_chains * draws.num_draws
-    flat, key = draws.positions.reshape(total, draws.dim), as_key(key)
+    flat, key = draws.positions.reshape(total, draws.dim), streams(as_key(key)).prediction
     parts = []
     for start in range(0, total, BLOCK):
         numbers = np.minimum(np.arange(start, start + BLOCK, dtype=np.int32), total - 1)
