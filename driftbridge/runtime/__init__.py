@@ -1,1 +1,1 @@
-"""Keys, dtypes, the chunked loop, the store and progress: what sampling and training share."""
+"""Keys and random numbers, dtypes, compilations, progress, and the store of a run."""

@@ -102,8 +102,8 @@ def from_density(
     **Returns:** a `Density`. Its `constrain` gives the parameters back by name.
 
     **Raises:** `ValueError` or `TypeError` for an empty `like`, parameters that are not floating,
-    unknown names in `constraints`, bounds of a wrong shape, or an `fn` that does not return one real
-    number.
+    unknown names in `constraints`, bounds of a wrong shape, or an `fn` that does not return one
+    real number.
     """
     names, shapes, treedef = _structure(like)
     chosen = _constraints(constraints, names)
