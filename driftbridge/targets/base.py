@@ -2,11 +2,12 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
 
@@ -29,6 +30,18 @@ class Truth(NamedTuple):
     log_normaliser: Float[Array, ""] | None = None
     sample: Callable[[Key[Array, ""], int], Float[Array, "n dim"]] | None = None
     mode_weights: Float[Array, " modes"] | None = None
+
+    @classmethod
+    def of_moments(cls, moments: tuple[Any, Any], log_normaliser: Any, sample: Any) -> "Truth":
+        """What follows from mean and covariance, with the normaliser and exact draws."""
+        mean, covariance = moments
+        return cls(
+            mean=jnp.asarray(mean),
+            variance=jnp.asarray(np.diag(covariance)),
+            covariance=jnp.asarray(covariance),
+            log_normaliser=jnp.asarray(log_normaliser),
+            sample=sample,
+        )
 
 
 class Observations(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from driftbridge.targets.base import Observations, Target, Truth
+from driftbridge.targets.gaussian import log_standard_normal
 from driftbridge.targets.leaves import Leaf, check_finite, check_positive, exact, floating
 from driftbridge.targets.quadrature import LineLaw, tabulate
 
@@ -95,7 +96,7 @@ class EightSchools(SchoolsModel):
 
     def log_density(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
         theta, mu, log_tau = x[:-2], x[-2], x[-1]
-        groups = _standard_normal((theta - mu) * jnp.exp(-log_tau)) - (self.dim - 2) * log_tau
+        groups = log_standard_normal((theta - mu) * jnp.exp(-log_tau)) - (self.dim - 2) * log_tau
         return groups + _priors(mu, log_tau) + _likelihood(self, theta)
 
     def constrain(self, x: Float[Array, " dim"]) -> dict[str, Float[Array, "..."]]:
@@ -112,7 +113,7 @@ class EightSchools(SchoolsModel):
             theta = mu[:, None] + jnp.exp(log_tau)[:, None] * z
             return jnp.concatenate([theta, mu[:, None], log_tau[:, None]], axis=1)
 
-        return _truth(_posterior(self).centred, _posterior(self).log_evidence, sample)
+        return Truth.of_moments(_posterior(self).centred, _posterior(self).log_evidence, sample)
 
 
 class EightSchoolsNonCentered(SchoolsModel):
@@ -134,7 +135,7 @@ class EightSchoolsNonCentered(SchoolsModel):
     def log_density(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
         z, mu, log_tau = x[:-2], x[-2], x[-1]
         theta = mu + jnp.exp(log_tau) * z
-        return _standard_normal(z) + _priors(mu, log_tau) + _likelihood(self, theta)
+        return log_standard_normal(z) + _priors(mu, log_tau) + _likelihood(self, theta)
 
     def constrain(self, x: Float[Array, " dim"]) -> dict[str, Float[Array, "..."]]:
         tau = jnp.exp(x[-1])
@@ -151,7 +152,7 @@ class EightSchoolsNonCentered(SchoolsModel):
             z, mu, log_tau = _draws(self, key, n)
             return jnp.concatenate([z, mu[:, None], log_tau[:, None]], axis=1)
 
-        return _truth(_posterior(self).non_centred, _posterior(self).log_evidence, sample)
+        return Truth.of_moments(_posterior(self).non_centred, _posterior(self).log_evidence, sample)
 
 
 def _data(effects, errors):
@@ -165,10 +166,6 @@ def _data(effects, errors):
     return effects, errors, effects.shape[0] + 2
 
 
-def _standard_normal(z):
-    return -jnp.sum(z**2) / 2 - z.shape[0] / 2 * math.log(2 * math.pi)
-
-
 def _priors(mu, log_tau):
     location = -((mu / PRIOR) ** 2) / 2 - math.log(PRIOR * math.sqrt(2 * math.pi))
     scaled = log_tau - math.log(PRIOR)
@@ -178,7 +175,7 @@ def _priors(mu, log_tau):
 def _likelihood(target, theta):
     errors = jnp.asarray(target.errors, theta.dtype)
     standard = (jnp.asarray(target.effects, theta.dtype) - theta) / errors
-    return _standard_normal(standard) - jnp.sum(jnp.log(errors))
+    return log_standard_normal(standard) - jnp.sum(jnp.log(errors))
 
 
 class _Posterior(NamedTuple):
@@ -258,14 +255,3 @@ def _draws(target, key, n):
     z = spread * pull * (effects[None] - mu[:, None])
     z = z + jnp.sqrt(spread) * jax.random.normal(group, z.shape, z.dtype)
     return z, mu, log_tau
-
-
-def _truth(moments, log_evidence, sample) -> Truth:
-    mean, covariance = moments
-    return Truth(
-        mean=jnp.asarray(mean),
-        variance=jnp.asarray(np.diag(covariance)),
-        covariance=jnp.asarray(covariance),
-        log_normaliser=jnp.asarray(log_evidence),
-        sample=sample,
-    )

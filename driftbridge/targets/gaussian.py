@@ -1,5 +1,6 @@
 """Gaussian targets: diagonal, dense, and rotated with chosen eigenvalues."""
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -72,6 +73,11 @@ class DiagonalGaussian(Target):
             log_normaliser=jnp.asarray(self.dim / 2 * np.log(2 * np.pi) + np.sum(np.log(scale))),
             sample=sample,
         )
+
+
+def log_standard_normal(z: Float[Array, " n"]) -> Float[Array, ""]:
+    """Log density of independent standard normals at `z`."""
+    return -jnp.sum(z**2) / 2 - z.shape[0] / 2 * math.log(2 * math.pi)
 
 
 def _one(target, x):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from driftbridge.targets.base import Observations, Target, Truth
+from driftbridge.targets.gaussian import log_standard_normal
 from driftbridge.targets.leaves import Leaf, exact, floating
 
 # Simulated with a = 0.1 and b = 0.15 and rounded; the middle third is unobserved.
@@ -99,7 +100,7 @@ class BrownianMotion(RandomWalkModel):
     def log_density(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
         log_a, locs = x[0], x[2:]
         moves = jnp.diff(locs, prepend=jnp.zeros(1, x.dtype)) * jnp.exp(-log_a)
-        return _standard_normal(moves) - moves.shape[0] * log_a + _scales_and_data(self, x, locs)
+        return log_standard_normal(moves) - moves.shape[0] * log_a + _scales_and_data(self, x, locs)
 
     def constrain(self, x: Float[Array, " dim"]) -> dict[str, Float[Array, "..."]]:
         return _named(x, x[2:])
@@ -115,7 +116,7 @@ class BrownianMotion(RandomWalkModel):
             return jnp.concatenate([log_scales, locs], axis=1)
 
         posterior = _posterior(self)
-        return _truth(posterior.centred, posterior.log_evidence, sample)
+        return Truth.of_moments(posterior.centred, posterior.log_evidence, sample)
 
 
 class BrownianMotionNonCentered(RandomWalkModel):
@@ -134,7 +135,7 @@ class BrownianMotionNonCentered(RandomWalkModel):
 
     def log_density(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
         locs = jnp.exp(x[0]) * jnp.cumsum(x[2:])
-        return _standard_normal(x[2:]) + _scales_and_data(self, x, locs)
+        return log_standard_normal(x[2:]) + _scales_and_data(self, x, locs)
 
     def constrain(self, x: Float[Array, " dim"]) -> dict[str, Float[Array, "..."]]:
         return _named(x, jnp.exp(x[0]) * jnp.cumsum(x[2:]))
@@ -150,7 +151,7 @@ class BrownianMotionNonCentered(RandomWalkModel):
             return jnp.concatenate(_draws(self, key, n), axis=1)
 
         posterior = _posterior(self)
-        return _truth(posterior.non_centred, posterior.log_evidence, sample)
+        return Truth.of_moments(posterior.non_centred, posterior.log_evidence, sample)
 
 
 def _data(observed_locs):
@@ -158,10 +159,6 @@ def _data(observed_locs):
     if observed_locs.ndim != 1:
         raise ValueError(f"observed_locs must have shape (T,); got {observed_locs.shape}.")
     return observed_locs
-
-
-def _standard_normal(z):
-    return -jnp.sum(z**2) / 2 - z.shape[0] / 2 * math.log(2 * math.pi)
 
 
 def _scales_and_data(target, x, locs):
@@ -172,7 +169,7 @@ def _scales_and_data(target, x, locs):
     standard = jnp.where(seen, jnp.where(seen, data, 0) - locs, 0) * jnp.exp(-log_b)
     count = jnp.sum(seen.astype(x.dtype))
     fit = -jnp.sum(standard**2) / 2 - count * (log_b + math.log(2 * math.pi) / 2)
-    return fit + _standard_normal(x[:2] / PRIOR) - 2 * math.log(PRIOR)
+    return fit + log_standard_normal(x[:2] / PRIOR) - 2 * math.log(PRIOR)
 
 
 def _named(x, locs):
@@ -337,14 +334,3 @@ def _draws(target, key, n):
     gap = (jnp.asarray(path.observed)[None] - error) @ vectors - a * (z @ basis)
     gap = gap / (a**2 * jnp.asarray(path.eigenvalues)[None] + b**2)
     return log_scales, z + a * (gap @ basis.T)
-
-
-def _truth(moments, log_evidence, sample) -> Truth:
-    mean, covariance = moments
-    return Truth(
-        mean=jnp.asarray(mean),
-        variance=jnp.asarray(np.diag(covariance)),
-        covariance=jnp.asarray(covariance),
-        log_normaliser=jnp.asarray(log_evidence),
-        sample=sample,
-    )
