@@ -96,7 +96,7 @@ def test_a_rule_ends_at_the_same_draw_after_an_interruption(tmp_path, monkeypatc
     rule = db.Until(ess=float(np.mean(ess)))
     whole = draw(None, rule)
     draw(tmp_path / "run", rule, progress=stop_at("sampling", 768))  # its checkpoint is at 640
-    resumed = db.resume(tmp_path / "run")
+    resumed = db.resume(tmp_path / "run", num_samples=rule)
     assert resumed.num_draws == whole.num_draws
     assert np.array_equal(resumed.positions, whole.positions)
 
