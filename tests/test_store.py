@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -270,6 +272,14 @@ def power(exponent, scale):
     return lambda x: x**exponent * scale
 
 
+class Power:
+    def __init__(self, exponent):
+        self.exponent = exponent
+
+    def __call__(self, x):
+        return x**self.exponent
+
+
 def again(x):
     return again(x - 1) if x else jnp.sum
 
@@ -282,6 +292,10 @@ def again(x):
         (Splitting("OBABO"), Splitting("OBABO"), Splitting("BAOAB")),
         (power(2, 0.5), power(2, 0.5), power(3, 0.5)),
         (power(2, X), power(2, X.copy()), power(2, X + 1)),
+        (Power(2), Power(2), Power(3)),
+        (jax.jit(power(2, 0.5)), jax.jit(power(2, 0.5)), jax.jit(power(3, 0.5))),
+        (np.sin, np.sin, np.cos),
+        (partial(power, 2), partial(power, 2), partial(power, 3)),
         (Quantiles((0.5,)), Quantiles((0.5,)), Quantiles((0.4,))),
         (again, again, power),
     ],

@@ -7,6 +7,7 @@ and closures. What a function reads from its module is not followed.
 import contextlib
 import functools
 import hashlib
+import inspect
 import re
 import sys
 import types
@@ -86,6 +87,9 @@ def _parts(tree: Any) -> list[tuple[Any, Any]]:
         return list(fields_of(tree).items())
     if callable(tree) and (inner := getattr(tree, "__wrapped__", None)) is not None:
         return [("function", inner)]
+    call = inspect.getattr_static(type(tree), "__call__", None)
+    if isinstance(call, types.FunctionType):
+        return [("__call__", call), *getattr(tree, "__dict__", {}).items()]
     if isinstance(tree, dict):
         return list(tree.items())
     if isinstance(tree, tuple | list):
