@@ -1,5 +1,9 @@
 """How many programs JAX has compiled, and how long that took."""
 
+import contextlib
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +25,7 @@ class _Totals:
 
 
 _totals = _Totals()
+_of_thread = threading.local()
 
 
 def _listen(event: str, duration_secs: float, **_: str | int) -> None:
@@ -28,6 +33,7 @@ def _listen(event: str, duration_secs: float, **_: str | int) -> None:
         _totals.seconds += duration_secs
     if event == _EVENT:
         _totals.programs += 1
+        _of_thread.programs = getattr(_of_thread, "programs", 0) + 1
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
@@ -51,6 +57,30 @@ class Compilations:
     def seconds(self) -> float:
         """Seconds of tracing, lowering and compiling since."""
         return _totals.seconds - self._start.seconds
+
+
+class CompiledAhead:
+    """A program compiled in the background, from what `lower()` returns.
+
+    The call that needs the program finds it where JAX keeps it. Whatever goes wrong in here goes
+    wrong again in that call, and is raised there.
+    """
+
+    def __init__(self, lower: Callable[[], jax.stages.Lowered]):
+        self.programs = 0
+        self._thread = threading.Thread(target=self._work, args=(lower,), daemon=True)
+        self._thread.start()
+
+    def _work(self, lower):
+        with contextlib.suppress(Exception):
+            lower().compile()
+        self.programs = getattr(_of_thread, "programs", 0)
+
+    def wait(self) -> float:
+        """Wait for the program; seconds waited. `programs` tells then how many were compiled."""
+        start = time.perf_counter()
+        self._thread.join()
+        return time.perf_counter() - start
 
 
 class Signatures:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from driftbridge.runtime.compilations import Compilations, Signatures
+from driftbridge.runtime.compilations import Compilations, CompiledAhead, Signatures
 from driftbridge.runtime.keys import Streams, chain_keys
 from driftbridge.runtime.progress import Callback, Progress
 from driftbridge.runtime.store import GRID
@@ -25,7 +25,6 @@ from driftbridge.samplers.loop import (
     Record,
     Rows,
     advance,
-    block_noise,
     over_chains,
     pack,
     record_of,
@@ -115,6 +114,7 @@ class Run:
     mesh: Mesh | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
+    ahead: CompiledAhead | None = None
     after_chunk: Callable[["Run"], None] = lambda _: None
     _buffer: Rows | None = None
     _rate: float | None = None
@@ -160,6 +160,10 @@ class Run:
         return buffer
 
     def _one_chunk(self, phase: str, buffer: Rows, draws: int, thin: int) -> None:
+        programs = 0
+        if self.ahead is not None:
+            self.clock.compile += self.ahead.wait()
+            programs, self.ahead = self.ahead.programs, None
         watch, start = Compilations(), time.perf_counter()
         chains, buffer = advance_chunk(
             self.target,
@@ -174,7 +178,7 @@ class Run:
         )
         record = unpack(jax.tree.map(partial(to_host, draws=draws), buffer))
         elapsed = time.perf_counter() - start - watch.seconds
-        if watch.programs:
+        if watch.programs or programs:
             tell_recompilation(phase, self.target, self.chains, self.adapt)
         self.chains, self._buffer = chains, buffer
         self.step += draws * thin
@@ -215,6 +219,25 @@ class Run:
         self.report(Progress(name, done, total, rate, eta, ", ".join(notes)))
 
 
+def compile_ahead(
+    target: Target, adapt: Adaptation | None, keys: Any, thin: int, chains: Chains
+) -> CompiledAhead:
+    """The program of the first chunk, for chains of the shapes of `chains`."""
+
+    def lower():
+        rows = row_shapes(target, chains, keys)
+        capacity = capacity_of(rows)
+        buffer = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((capacity, *leaf.shape), leaf.dtype), rows
+        )
+        return advance_chunk.lower(
+            target, chains, buffer, keys, np.int32(0), np.int32(0),
+            None if thin == 1 else np.int32(thin), adapt, np.bool_(True),
+        )  # fmt: skip
+
+    return CompiledAhead(lower)
+
+
 _signatures = Signatures()
 
 
@@ -249,17 +272,21 @@ def to_host(leaf, draws: int) -> np.ndarray:
 
 
 def row_shapes(target: Target, chains: Chains, keys) -> Rows:
-    """Shapes of the rows of one draw, `(chains, ...)` each."""
+    """Shapes of the rows of one draw, `(chains, ...)` each; of `chains` only shapes are read."""
 
-    def one(chains, keys):
-        noise = block_noise(
-            chains.sampler, keys, jnp.arange(1, dtype=jnp.int32), chains.states.position
-        )
-        noise = jax.tree.map(lambda leaf: leaf[0], noise)
+    def noise(chains, keys):
+        return chains.sampler.noise(keys[0], chains.states.position[0])
+
+    def one(chains, noise):
         sampler = chains.sampler.at_step(jnp.int32(0))
         return pack(record_of(*transition(target, sampler, chains.states, noise)))
 
-    return jax.eval_shape(one, chains, keys)
+    number = chains.states.position.shape[0]
+    batched = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((number, *leaf.shape), leaf.dtype),
+        jax.eval_shape(noise, chains, keys),
+    )
+    return jax.eval_shape(one, chains, batched)
 
 
 def empty_rows(target: Target, chains: Chains, keys, capacity: int) -> Rows:
@@ -271,8 +298,7 @@ def empty_rows(target: Target, chains: Chains, keys, capacity: int) -> Rows:
 def new_buffer(target: Target, chains: Chains, keys, mesh: Mesh | None) -> Rows:
     """Empty rows for as many draws as `BUFFER_BYTES` hold, a multiple of `GRID`."""
     shapes = row_shapes(target, chains, keys)
-    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    capacity = GRID * max(1, min(64, BUFFER_BYTES // (row * GRID)))
+    capacity = capacity_of(shapes)
     sharding = None
     if mesh is not None:
         sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
@@ -281,6 +307,12 @@ def new_buffer(target: Target, chains: Chains, keys, mesh: Mesh | None) -> Rows:
         lambda leaf: jax.device_put(np.zeros((capacity, *leaf.shape), leaf.dtype), sharding),
         shapes,
     )
+
+
+def capacity_of(rows: Rows) -> int:
+    """As many draws as `BUFFER_BYTES` hold, a multiple of `GRID`."""
+    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows))
+    return GRID * max(1, min(64, BUFFER_BYTES // (row * GRID)))
 
 
 def keys_of_chains(keys: Streams, num_chains: int, mesh: Mesh | None):

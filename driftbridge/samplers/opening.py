@@ -4,6 +4,7 @@ Where the sampler evaluates the density at the first positions, the search for t
 evaluation.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,8 +86,11 @@ def open_chains(
     num_warmup: int,
     dtype: np.dtype,
     sharding: Sharding | None = None,
+    foreseen: Callable[[Chains], None] = lambda _: None,
 ) -> Chains:
     """All that a run carries before its first transition, laid out by `sharding`.
+
+    `foreseen` is told the shapes of it before any program is compiled.
 
     **Raises:** `ValueError` naming the chain and the value where the log density or its gradient
     is not finite.
@@ -100,11 +104,14 @@ def open_chains(
     chains, positions, good = jax.device_put(
         (np.arange(num_chains, dtype=np.int32), positions, np.zeros(num_chains, bool)), sharding
     )
+    count = np.int32(num_warmup)
+    first = (target, sampler, adapt, initial, key, chains, np.int32(0), positions, good, count)
+    foreseen(jax.eval_shape(_try, *first)[0])
     values = usable = good
     for attempt in range(ATTEMPTS):
         run, values, good = _try(
             target, sampler, adapt, initial, key, chains, np.int32(attempt), positions, good,
-            np.int32(num_warmup),
+            count,
         )  # fmt: skip
         usable = np.asarray(good)
         if usable.all():

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from driftbridge.runtime.codec import decode, encode
+from driftbridge.runtime.compilations import CompiledAhead
 from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.runtime.keys import as_key, streams
 from driftbridge.runtime.progress import Callback, reporter
@@ -31,6 +32,7 @@ from driftbridge.samplers.draws import Draws
 from driftbridge.samplers.driver import (
     Clock,
     Run,
+    compile_ahead,
     keys_of_chains,
     over_devices,
     settle,
@@ -109,9 +111,18 @@ def sample(
     reducers = reducers_of(keep)
     if num_warmup == 0 or not has_step_size(chosen):
         adapt = None
+    ahead: list[CompiledAhead] = []
+
+    def foreseen(chains):
+        if mesh is None:
+            first_thin = thin if num_warmup == 0 else 1
+            ahead.append(compile_ahead(target, adapt, keys_by_chain, first_thin, chains))
+
+    keys_by_chain = keys_of_chains(keys, num_chains, mesh)
     chains = open_chains(
-        target, chosen, adapt, init, keys.start, num_chains, num_warmup, dtype, over_devices(mesh)
-    )
+        target, chosen, adapt, init, keys.start, num_chains, num_warmup, dtype, over_devices(mesh),
+        foreseen,
+    )  # fmt: skip
     draw_store = None
     if store is not None:
         draw_store = DrawStore.create(store, {"sampler": type(innermost(chosen)).__name__})
@@ -131,7 +142,8 @@ def sample(
         adapt=adapt,
         chains=chains,
         keys=keys,
-        chain_keys=keys_of_chains(keys, num_chains, mesh),
+        chain_keys=keys_by_chain,
+        ahead=ahead[0] if ahead else None,
         keeper=keeper_for(target, reducers, draw_store, num_chains, facts["num_groups"]),
         thin=thin,
         num_warmup=num_warmup,
