@@ -11,7 +11,7 @@ data = np.load(sys.argv[1])
 
 target = db.GLM(data["X"], data["y"], "logistic", "gaussian")
 draws = db.sample(
-    target, JitteredHMC(trajectory_length=3.0), num_warmup=500, num_samples=250, num_chains=4
+    target, JitteredHMC(trajectory_length=2.0), num_warmup=300, num_samples=250, num_chains=4
 )
 positions = draws.parameters["coefficients"]
 

@@ -19,7 +19,7 @@ def model(X, y):
 
 target = db.from_numpyro(model, data["X"], data["y"])
 draws = db.sample(
-    target, JitteredHMC(trajectory_length=3.0), num_warmup=500, num_samples=250, num_chains=4
+    target, JitteredHMC(trajectory_length=2.0), num_warmup=300, num_samples=250, num_chains=4
 )
 positions = draws.parameters["beta"]
 
