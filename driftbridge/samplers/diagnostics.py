@@ -296,8 +296,10 @@ def summarise(values: Any) -> dict[str, np.ndarray]:
     Moments and intervals are plain numbers also where the diagnostics are NaN.
     """
     array = _as_draws(values)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, sd = array.mean((0, 1)), array.std((0, 1), ddof=int(array[..., :1].size > 1))
+    degrees = int(array.shape[0] * array.shape[1] > 1)
+    mean, sd = _each(
+        lambda x: (x.mean((1, 2)), x.std((1, 2), ddof=degrees)), array, lead=(2,), skip=()
+    )
     low, high = hdi(array)
     bulk, tail, scale = _each(estimators.rank_diagnostics, array, lead=(3,))
     columns = (mean, sd, low, high, mcse_mean(array), mcse_sd(array), bulk, tail, scale)
