@@ -154,7 +154,7 @@ class Bare(db.Target):
         (
             lambda: db.sample(TARGET, init=np.zeros(3)),
             ValueError,
-            r"init must have shape \(2,\) or \(4, 2\).*got \(3,\)",
+            r"init must have shape \(2,\) or \(64, 2\).*got \(3,\)",
         ),
         (
             lambda: db.sample(TARGET, init=np.array([0.0, np.nan])),

@@ -11,11 +11,15 @@ from driftbridge.samplers.base import Sampler as Sampler
 from driftbridge.samplers.base import Wrapper as Wrapper
 from driftbridge.samplers.base import unadjusted_info as unadjusted_info
 from driftbridge.samplers.energy_error import WithEnergyError as WithEnergyError
+from driftbridge.samplers.ensemble import EnsembleWarmup as EnsembleWarmup
+from driftbridge.samplers.fisher import fisher_metric as fisher_metric
+from driftbridge.samplers.gathering import Gathering as Gathering
 from driftbridge.samplers.high_order import ALIGN as ALIGN
 from driftbridge.samplers.high_order import QUICSORT as QUICSORT
 from driftbridge.samplers.high_order import ShOULD as ShOULD
 from driftbridge.samplers.hmc import HMC as HMC
 from driftbridge.samplers.hmc import JitteredHMC as JitteredHMC
+from driftbridge.samplers.hmc import JitteredStepHMC as JitteredStepHMC
 from driftbridge.samplers.initial import Grouped as Grouped
 from driftbridge.samplers.initial import Initial as Initial
 from driftbridge.samplers.initial import UniformStart as UniformStart
@@ -23,6 +27,7 @@ from driftbridge.samplers.kinetic import KLMC as KLMC
 from driftbridge.samplers.kinetic import RandomizedMidpointKinetic as RandomizedMidpointKinetic
 from driftbridge.samplers.langevin import LMC as LMC
 from driftbridge.samplers.langevin import RandomizedMidpoint as RandomizedMidpoint
+from driftbridge.samplers.local_scale import LocalScaleHMC as LocalScaleHMC
 from driftbridge.samplers.mala import MALA as MALA
 from driftbridge.samplers.malt import MALT as MALT
 from driftbridge.samplers.metric import DenseMetric as DenseMetric

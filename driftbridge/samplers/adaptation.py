@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from driftbridge.samplers.base import Info, Sampler, State
 from driftbridge.samplers.energy_error import WithEnergyError
-from driftbridge.samplers.metric import DiagonalMetric
+from driftbridge.samplers.metric import DiagonalMetric, Metric
 from driftbridge.samplers.preconditioned import Preconditioned
 from driftbridge.samplers.step_size import DualAveraging, EnergyRule, StepSizeRule
 from driftbridge.samplers.welford import Moments, add_batch, no_moments, shrunk_variance
@@ -23,7 +23,14 @@ class Adaptation(eqx.Module):
     - `init(sampler, positions, num_warmup)`: the state before the first transition, and the
       sampler in the form that warm-up steps; every array is in place, so the tree never changes;
     - `update(state, sampler, states, infos)`: after each transition, from the batch of chains;
-    - `finish(state, sampler)`: the tuned sampler, in the form that the kept draws use.
+    - `finish(state, sampler)`: the tuned sampler, in the form that the kept draws use;
+
+    and may supply
+
+    - `adopt(sampler, metric, step_size)`: the sampler with first guesses from the start;
+    - `repair(state, states)`: the states to go on from, where some chains are lost;
+    - `is_done(state)`: whether the sampler is tuned before the ceiling `num_warmup` is reached;
+    - `report(state)`: numbers of the warm-up for the result, by name.
 
     All are jittable, `num_warmup` is data. Tuning each chain alone is a batch of one under `vmap`.
     """
@@ -43,6 +50,22 @@ class Adaptation(eqx.Module):
     @abc.abstractmethod
     def finish(self, state: PyTree, sampler: Sampler) -> Sampler:
         """The tuned sampler."""
+
+    def adopt(self, sampler: Sampler, metric: Metric, step_size: Float[Array, ""]) -> Sampler:
+        """The sampler with what the search for a start has learnt, where that is of use."""
+        return sampler
+
+    def repair(self, state: PyTree, states: State) -> State:
+        """The states to go on from after an update."""
+        return states
+
+    def is_done(self, state: PyTree) -> Bool[Array, ""] | bool:
+        """Whether warm-up is over."""
+        return False
+
+    def report(self, state: PyTree) -> dict[str, Array]:
+        """What the result should tell of the warm-up."""
+        return {}
 
 
 class Schedule(NamedTuple):

@@ -96,7 +96,8 @@ class Clock:
 class Run:
     """One run in progress: where its chains are, and how to go on.
 
-    `step` counts transitions from the first of warm-up. From the end of warm-up on `is_settled`,
+    `step` counts transitions from the first of warm-up, which may end before `num_warmup` of them
+    (`is_tuned`). From the end of warm-up on `is_settled`,
     and `adapt` does nothing, or is None.
     """
 
@@ -110,6 +111,7 @@ class Run:
     num_warmup: int
     step: int = 0
     is_settled: bool = False
+    is_tuned: bool = False
     report: Callback = lambda _: None
     mesh: Mesh | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -130,6 +132,8 @@ class Run:
         thin = 1 if phase == "warmup" else self.thin
         end = self.keeper.count(phase) + draws
         while (done := self.keeper.count(phase)) < end:
+            if phase == "warmup" and self.is_tuned:
+                return
             buffer = self._take_buffer()
             chunk = min(end - done, self._chunk_draws(buffer))
             self._one_chunk(phase, buffer, chunk, thin)
@@ -137,7 +141,7 @@ class Run:
             self.after_chunk(self)
 
     def settle(self) -> None:
-        """End warm-up."""
+        """End warm-up, however many transitions it had."""
         if self.adapt is not None and not self.is_settled:
             watch = Compilations()
             self.chains = settle(self.target, self.adapt, self.chains)
@@ -145,6 +149,16 @@ class Run:
             if self.chains.adaptation is None:
                 self.adapt = self._buffer = None
         self.is_settled, self._rate = True, None
+
+    def told(self) -> dict[str, Any]:
+        """What the adaptation has to tell; chains moved by the start are counted in."""
+        if self.adapt is None:
+            return {}
+        told = self.adapt.report(self.chains.adaptation)
+        told = {name: np.asarray(value).item() for name, value in told.items()}
+        if "repaired" in told:
+            told["repaired"] += self.facts.get("repaired", 0)
+        return told
 
     def _chunk_draws(self, buffer: Rows) -> int:
         capacity = buffer.values.shape[0]
@@ -165,7 +179,7 @@ class Run:
             self.clock.compile += self.ahead.wait()
             programs, self.ahead = self.ahead.programs, None
         watch, start = Compilations(), time.perf_counter()
-        chains, buffer = advance_chunk(
+        chains, buffer, taken = advance_chunk(
             self.target,
             self.chains,
             buffer,
@@ -176,19 +190,25 @@ class Run:
             self.adapt,
             np.bool_(not self.is_settled),
         )
+        asked, transitions = draws * thin, int(taken)
+        draws = transitions // thin
         record = unpack(jax.tree.map(partial(to_host, draws=draws), buffer))
         elapsed = time.perf_counter() - start - watch.seconds
         if watch.programs or programs:
             tell_recompilation(phase, self.target, self.chains, self.adapt)
         self.chains, self._buffer = chains, buffer
-        self.step += draws * thin
-        self._rate = draws / max(elapsed, 1e-6)
+        self.step += transitions
+        # Only an adaptation that is done takes fewer transitions than it may.
+        self.is_tuned = transitions < asked
         self.clock.compile += watch.seconds
+        if not transitions:
+            return
+        self._rate = draws / max(elapsed, 1e-6)
         self.clock.seconds[phase] += elapsed
         self.clock.gradients[phase] += int(record.num_gradients.sum())
         self.clock.divergences[phase] += int(record.is_divergent.sum())
         if phase == "sampling":
-            refuse_failure(record, self.chains.sampler, draws * thin)
+            refuse_failure(record, self.chains.sampler, transitions)
             if record.log_density is None:
                 self._look_outside(np.asarray(record.position))
         stats = {name: v for name, v in record._asdict().items() if v is not None}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DIVERGENT_ABOVE = 0.01
 STUCK_STEPS = 100
+REPAIRED_ABOVE = 0.1
 E_BFMI_BELOW = 0.3
 # Effective draws a chain below which rank-normalised R-hat flags exactly stationary chains.
 ESS_OF_CHAIN = 200.0
@@ -38,15 +39,17 @@ def findings(draws: "Draws") -> tuple[Finding, ...]:
     """All findings about some draws, the most serious first.
 
     `not_converged`, `divergences` (more than 1 % of a chain's draws), `stuck` (a chain that kept
-    its place for 100 steps), `acceptance` (a chain below half the mean), `energy` (E-BFMI below
-    0.3, adjusted kernels), `outside` (draws of an unadjusted kernel where the density is zero or
-    not a number), `bias` (unadjusted kernels), `interrupted`, `unmet` (a rule of `Until`),
+    its place for 100 steps), `acceptance` (a chain below half the mean), `warmup` (an ensemble that
+    did not agree), `repaired` (chains moved before the kept draws), `energy` (E-BFMI below 0.3,
+    adjusted kernels), `outside` (draws of an unadjusted kernel where the density is zero or not a
+    number), `bias` (unadjusted kernels), `interrupted`, `unmet` (a rule of `Until`),
     `fewer_draws`.
     """
     if not draws.num_draws:
         return tuple(filter(None, [_length(draws)]))
     checks = (
-        _not_converged, _divergences, _stuck, _acceptance, _energy, _outside, _bias, _length,
+        _not_converged, _divergences, _stuck, _acceptance, _warmup, _repaired, _energy, _outside,
+        _bias, _length,
     )  # fmt: skip
     return tuple(found for check in checks if (found := check(draws)) is not None)
 
@@ -173,6 +176,40 @@ def _acceptance(draws: "Draws") -> Finding | None:
         "init=Approach() starts each chain in the bulk.",
         value=float(least),
         chains=tuple(map(int, chains)),
+    )
+
+
+def _warmup(draws: "Draws") -> Finding | None:
+    facts = draws.metadata
+    if not facts.get("gathered", True):
+        seen = "the search for the bulk of the target had not settled when its time was over"
+    elif facts.get("agreed") is False:
+        seen = f"after {facts['num_warmup']} transitions the ensemble did not agree"
+    else:
+        return None
+    worst, drift, label, where = facts.get("worst"), facts.get("drift"), None, ""
+    if worst is not None and drift:
+        names = draws.convergence.names
+        label = names[worst] if len(names) == draws.target.dim else f"coordinate {worst}"
+        where = f"; {label} still drifted by {drift:.2f} sd"
+    return Finding(
+        "warmup",
+        f"Warm-up ended unfinished: {seen}{where}. Look at this parameter, start closer, "
+        "reparametrise, or give a larger num_warmup.",
+        value=drift,
+        parameter=label,
+    )
+
+
+def _repaired(draws: "Draws") -> Finding | None:
+    repaired = int(draws.metadata.get("repaired", 0))
+    if repaired <= REPAIRED_ABOVE * draws.num_chains:
+        return None
+    return Finding(
+        "repaired",
+        f"Lost chains: in warm-up chains were moved to where others were {repaired} times "
+        f"({draws.num_chains} chains). If the target has several modes, one may have been left.",
+        value=float(repaired),
     )
 
 

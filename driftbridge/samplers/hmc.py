@@ -146,6 +146,45 @@ class JitteredHMC(HMC):
         return HMC(self.step_size, self.trajectory_length * scale)
 
 
+class JitteredStepHMC(HMC):
+    """Hamiltonian trajectories of a fixed number of steps, whose size varies from step to step.
+
+    At transition `t` the `n = ceil(T / h)` steps have size `T / n (1 + j (2 r(t) - 1))`, `r(t)` as
+    in `JitteredHMC`, the same for all chains. Lengths vary little, so that the antithetic draws of
+    a trajectory near a right angle stay so, and enough that no frequency is in resonance.
+
+    **Arguments:**
+
+    - `step_size`: `h > 0`.
+    - `trajectory_length`: `T > 0`, mean time of a trajectory.
+    - `jitter`: `j` in (0, 1].
+
+    Neal (2011), section 3.2, on random step sizes.
+    """
+
+    jitter: Float[Array, ""] | float = 0.15
+
+    facts: ClassVar[Facts] = Facts(
+        summary="leapfrog trajectories of jittered step size with a Metropolis step",
+        gradients="ceil(T / h)",
+        bias="none",
+        source="Neal 2011, sec. 3.2",
+        adjusted=True,
+        uses_value=True,
+        acceptance=0.8,
+    )
+
+    def __check_init__(self):
+        check_positive(jitter=self.jitter)
+        if isinstance(self.jitter, float) and self.jitter > 1:
+            raise ValueError(f"jitter must be at most 1; got {self.jitter}.")
+
+    def at_step(self, step: Int[Array, ""]) -> HMC:
+        # Both are scaled, so that their ratio and with it the number of steps stays.
+        scale = 1 + self.jitter * (2 * radical_inverse(step) - 1)
+        return HMC(self.step_size * scale, self.trajectory_length * scale)
+
+
 def radical_inverse(step: Int[Array, ""]) -> Float[Array, ""]:
     """The bits of `step` mirrored at the binary point, in (0, 1): `0.5, 0.25, 0.75, ...` + 2^-24.
 

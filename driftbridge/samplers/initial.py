@@ -1,17 +1,36 @@
 """Where chains start."""
 
 import abc
+from typing import NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from driftbridge.runtime.threefry import unit_floats
+from driftbridge.samplers.metric import Metric
 from driftbridge.targets.base import Target
 from driftbridge.targets.leaves import check_positive
 
 # Draws tried for each chain before a start is given up.
 ATTEMPTS = 100
+
+
+class Started(NamedTuple):
+    """Where chains start, and what was learnt on the way there, if anything.
+
+    `metric` and `step_size` are first guesses for the warm-up; `repaired` counts chains that took
+    the place of another one; `gathered` is false where the search ended without success;
+    `num_gradients` were evaluated by each chain.
+    """
+
+    position: Float[Array, "chains dim"]
+    metric: Metric | None
+    step_size: Float[Array, ""] | None
+    repaired: Int[Array, ""]
+    gathered: Bool[Array, ""]
+    num_gradients: Int[Array, ""]
 
 
 class Initial(eqx.Module):
@@ -27,6 +46,13 @@ class Initial(eqx.Module):
         self, target: Target, key: Key[Array, ""], like: Float[Array, "..."]
     ) -> Float[Array, "..."]:
         """One candidate."""
+
+    def gather(
+        self, target: Target, key: Key[Array, ""], positions: Float[Array, "chains dim"]
+    ) -> Started:
+        """What all chains do together from where they were put; nothing here."""
+        none = jnp.zeros((), jnp.int32)
+        return Started(positions, None, None, none, jnp.ones((), bool), none)
 
     def source(self, chain: Int[Array, ""]) -> Int[Array, ""]:
         """Number of the random stream that chain `chain` takes its start from: its own."""

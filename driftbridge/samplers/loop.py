@@ -201,7 +201,7 @@ def advance(
     thin: Int[Array, ""] | None = None,
     adapt: Any = None,
     adapting: Bool[Array, ""] | bool = True,
-) -> tuple[Chains, Rows]:
+) -> tuple[Chains, Rows, Int[Array, ""]]:
     """Take `num_steps` transitions and write every `thin`-th state into `buffer`.
 
     Pure and jittable; `num_steps` and `thin` are data, so one program serves every length up to
@@ -218,7 +218,8 @@ def advance(
     - `adapt`: an `Adaptation` whose `update` is applied after every transition, or None.
     - `adapting`: whether it is; data, so that one program serves warm-up and what follows it.
 
-    **Returns:** the chains after the last transition, and the buffer.
+    **Returns:** the chains after the last transition, the buffer, and the number of transitions:
+    fewer than `num_steps` where the adaptation is done before.
     """
     like = chains.states.position
     block = block_length(chains.sampler, keys, like)
@@ -250,7 +251,8 @@ def advance(
         if is_one:
             states, infos = _batched((states, infos))
         adaptation, sampler = adapt.update(chains.adaptation, chains.sampler, states, infos)
-        return Chains(chains.states, sampler, adaptation)
+        states = adapt.repair(adaptation, states)
+        return Chains(_alone(states) if is_one else states, sampler, adaptation)
 
     def run_block(b, carry):
         start = b * block
@@ -270,7 +272,7 @@ def advance(
 
         end = jnp.minimum(start + block, num_steps)
         if adapt is None:
-            return steps(start, end, carry)
+            return end, steps(start, end, carry)
 
         def run_group(carry):
             # One step before each update; in a run that has ended warm-up, the whole block.
@@ -282,14 +284,24 @@ def advance(
             chains = lax.cond(adapting, update, lambda chains, _: chains, chains, infos)
             return last, (chains, buffer, pending)
 
-        return lax.while_loop(lambda carry: carry[0] < end, run_group, (start, carry))[1]
+        def goes_on(carry):
+            return (carry[0] < end) & jnp.logical_not(is_done(carry[1][0]))
+
+        return lax.while_loop(goes_on, run_group, (start, carry))
+
+    def is_done(chains):
+        return False if adapt is None else adapting & adapt.is_done(chains.adaptation)
 
     pending = None
     if thin is not None:
         pending = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), unpack(buffer))
-    num_blocks = (num_steps + block - 1) // block
-    chains, buffer, _ = lax.fori_loop(0, num_blocks, run_block, (chains, buffer, pending))
+    carry = (jnp.zeros_like(num_steps), (chains, buffer, pending))
+    taken, (chains, buffer, _) = lax.while_loop(
+        lambda carry: (carry[0] < num_steps) & jnp.logical_not(is_done(carry[1][0])),
+        lambda carry: run_block(carry[0] // block, carry[1]),
+        carry,
+    )
     if is_one:
         chains = chains._replace(states=_batched(chains.states))
         buffer = _batched(buffer, axis=1)
-    return chains, buffer
+    return chains, buffer, taken

@@ -5,7 +5,7 @@ evaluation.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +66,35 @@ def proposals(
     return over_chains(one, chains.shape[0])(chains)
 
 
+class Opening(NamedTuple):
+    """One attempt at a start: the chains, log densities, what is usable, and how it went."""
+
+    chains: Chains
+    values: Float[Array, " chains"]
+    usable: Bool[Array, " chains"]
+    repaired: Int[Array, ""]
+    gathered: Bool[Array, ""]
+    num_gradients: Int[Array, ""]
+
+
 @jax.jit
 def _try(target, sampler, adapt, initial, key, chains, attempt, positions, good, num_warmup):
-    """Chains with new positions where they are not `good`; log densities; what is usable now."""
+    """Chains with new positions where they are not `good`."""
+    repaired = num_gradients = jnp.zeros((), jnp.int32)
+    gathered = jnp.ones((), bool)
     if initial is not None:
         proposed = proposals(target, initial, key, chains, attempt, positions[0])
         positions = jnp.where(good[:, None], positions, proposed)
+        # No chain has the number -1.
+        own = fold_in(fold_in(key, jnp.int32(-1)), attempt)
+        started = initial.gather(target, own, positions)
+        positions, repaired, gathered = started.position, started.repaired, started.gathered
+        num_gradients = started.num_gradients
+        if adapt is not None and started.metric is not None:
+            sampler = adapt.adopt(sampler, started.metric, started.step_size)
     values, usable = usable_positions(target, positions)
-    return begin(target, sampler, adapt, positions, num_warmup), values, usable
+    begun = begin(target, sampler, adapt, positions, num_warmup)
+    return Opening(begun, values, usable, repaired, gathered, num_gradients)
 
 
 def open_chains(
@@ -87,7 +108,7 @@ def open_chains(
     dtype: np.dtype,
     sharding: Sharding | None = None,
     foreseen: Callable[[Chains], None] = lambda _: None,
-) -> Chains:
+) -> Opening:
     """All that a run carries before its first transition, laid out by `sharding`.
 
     `foreseen` is told the shapes of it before any program is compiled.
@@ -106,19 +127,20 @@ def open_chains(
     )
     count = np.int32(num_warmup)
     first = (target, sampler, adapt, initial, key, chains, np.int32(0), positions, good, count)
-    foreseen(jax.eval_shape(_try, *first)[0])
+    foreseen(jax.eval_shape(_try, *first).chains)
     values = usable = good
     for attempt in range(ATTEMPTS):
-        run, values, good = _try(
+        opening = _try(
             target, sampler, adapt, initial, key, chains, np.int32(attempt), positions, good,
             count,
         )  # fmt: skip
+        values, good = opening.values, opening.usable
         usable = np.asarray(good)
         if usable.all():
-            return run
+            return opening
         if not searches:
             break
-        positions = run.states.position
+        positions = opening.chains.states.position
     chain = int(np.argmin(usable))
     if searches:
         raise ValueError(

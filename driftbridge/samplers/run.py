@@ -51,16 +51,17 @@ def run(
     chains = begin(target, sampler, adapt, positions, jnp.asarray(num_warmup, jnp.int32))
     go = partial(advance, target, keys=keys)
     integer = partial(jnp.asarray, dtype=jnp.int32)
+    first_step = integer(0)
     if num_warmup:
         unkept = empty_rows(target, chains, keys, num_warmup)
-        chains, _ = go(
-            chains, unkept, first_step=integer(0), num_steps=integer(num_warmup),
+        chains, _, first_step = go(
+            chains, unkept, first_step=first_step, num_steps=integer(num_warmup),
             adapt=adapt,
         )  # fmt: skip
         if adapt is not None:
             chains = settle(target, adapt, chains)._replace(adaptation=None)
-    chains, rows = go(
-        chains, empty_rows(target, chains, keys, num_samples), first_step=integer(num_warmup),
+    chains, rows, _ = go(
+        chains, empty_rows(target, chains, keys, num_samples), first_step=first_step,
         num_steps=integer(num_samples * thin),
         thin=None if thin == 1 else integer(thin),
     )  # fmt: skip

@@ -19,7 +19,8 @@ from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.runtime.keys import as_key, streams
 from driftbridge.runtime.progress import Callback, reporter
 from driftbridge.runtime.store import GRID, DrawStore, StoreError
-from driftbridge.samplers.adaptation import Adaptation, Warmup
+from driftbridge.samplers.adaptation import Adaptation
+from driftbridge.samplers.automatic import Choice, choose
 from driftbridge.samplers.base import Sampler, has_step_size, innermost
 from driftbridge.samplers.door import (
     check_counts,
@@ -37,7 +38,6 @@ from driftbridge.samplers.driver import (
     over_devices,
     settle,
 )
-from driftbridge.samplers.hmc import JitteredHMC
 from driftbridge.samplers.initial import Grouped
 from driftbridge.samplers.keeping import InMemory, Keeper, OnDisk, Reduced
 from driftbridge.samplers.opening import begin, open_chains
@@ -53,12 +53,12 @@ def sample(
     sampler: Sampler | None = None,
     *,
     key: int | Key[Array, ""] = 0,
-    num_samples: int | Until = 1000,
-    num_warmup: int = 1000,
-    num_chains: int = 4,
+    num_samples: int | Until | None = None,
+    num_warmup: int | None = None,
+    num_chains: int | None = None,
     thin: int = 1,
     init: Any = None,
-    adapt: Adaptation | None = Warmup(),  # noqa: B008 (immutable)
+    adapt: Adaptation | str | None = "auto",
     keep: str | Reducer | Sequence[Reducer] = "draws",
     store: str | os.PathLike | None = None,
     mesh: Mesh | None = None,
@@ -69,15 +69,21 @@ def sample(
     **Arguments:**
 
     - `target`: what to sample.
-    - `sampler`: the kernel; jittered Hamiltonian Monte Carlo if None.
+    - `sampler`: the kernel. None takes `LocalScaleHMC`, tuned from the whole ensemble of chains by
+      `EnsembleWarmup` (`JitteredHMC` for fewer than 16 chains).
     - `key`: a seed or a typed key. Draws depend on (key, chain, step) alone.
-    - `num_samples`: draws kept of each chain, or an `Until` rule.
-    - `num_warmup`: transitions of each chain before the first kept draw, in which `adapt` tunes.
-    - `num_chains`: number of chains.
+    - `num_samples`: draws kept of each chain, or an `Until` rule. None is 1000, and for an ensemble
+      as many as it takes to converge, 10 000 at most.
+    - `num_warmup`: most transitions of each chain before the first kept draw, in which `adapt`
+      tunes. None is 1000; 640 for an ensemble, whose warm-up ends when it agrees.
+    - `num_chains`: None is as many as `init` has positions for, else 4; for an ensemble 64, on an
+      accelerator 256.
     - `thin`: transitions for each kept draw.
-    - `init`: where chains start: a strategy (`UniformStart(2.0)` if None), one position `(dim,)`,
-      one for each chain `(num_chains, dim)`, or a dict of parameters.
-    - `adapt`: the warm-up; None leaves the sampler as it is.
+    - `init`: where chains start: a strategy (`UniformStart(2.0)` if None; `Gathering()` for an
+      ensemble), one position `(dim,)`, one for each chain `(num_chains, dim)`, or a dict of
+      parameters.
+    - `adapt`: the warm-up; `"auto"` takes the one that suits the sampler, None leaves the sampler
+      as it is.
     - `keep`: `"draws"`, or a reducer or several of different classes (memory is then flat in the
       number of draws).
     - `store`: a folder for the draws; the run can then be interrupted at any moment, and
@@ -90,12 +96,28 @@ def sample(
     **Raises:** `ValueError` or `TypeError` for arguments that cannot work, `SamplingError` where
     every chain fails, `StoreError` where the store cannot be written.
     """
-    chosen: Sampler = JitteredHMC() if sampler is None else sampler
-    counts = {"num_warmup": num_warmup, "num_chains": num_chains, "thin": thin}
-    check_counts(num_samples, **counts)
-    check_kinds(chosen, adapt, mesh)
+    choice = choose(sampler, adapt, init, num_chains, num_samples, num_warmup)
+    counts = {"num_warmup": choice.num_warmup, "num_chains": choice.num_chains, "thin": thin}
+    check_counts(choice.num_samples, **counts)
+    check_kinds(choice.sampler, choice.adapt, mesh)
     counts = {name: int(count) for name, count in counts.items()}
-    num_warmup, num_chains, thin = counts.values()
+    choice = choice._replace(num_warmup=counts["num_warmup"], num_chains=counts["num_chains"])
+    return sample_chosen(target, choice, key, counts, keep, store, mesh, progress)
+
+
+def sample_chosen(
+    target: Any,
+    choice: Choice,
+    key: Any,
+    counts: dict[str, int],
+    keep: Any,
+    store: str | os.PathLike | None,
+    mesh: Mesh | None,
+    progress: bool | Callback,
+) -> Draws:
+    """`sample` with every setting made."""
+    chosen, adapt, init, num_chains, num_samples, num_warmup = choice
+    thin = counts["thin"]
     num_samples = num_samples if isinstance(num_samples, Until) else int(num_samples)
     dtype = position_dtype(init)
     target, chosen = cast_floating(target, dtype), cast_floating(chosen, dtype)
@@ -119,10 +141,11 @@ def sample(
             ahead.append(compile_ahead(target, adapt, keys_by_chain, first_thin, chains))
 
     keys_by_chain = keys_of_chains(keys, num_chains, mesh)
-    chains = open_chains(
+    opening = open_chains(
         target, chosen, adapt, init, keys.start, num_chains, num_warmup, dtype, over_devices(mesh),
         foreseen,
     )  # fmt: skip
+    facts |= {"repaired": int(opening.repaired), "gathered": bool(opening.gathered)}
     draw_store = None
     if store is not None:
         draw_store = DrawStore.create(store, {"sampler": type(innermost(chosen)).__name__})
@@ -140,7 +163,7 @@ def sample(
     run = Run(
         target=target,
         adapt=adapt,
-        chains=chains,
+        chains=opening.chains,
         keys=keys,
         chain_keys=keys_by_chain,
         ahead=ahead[0] if ahead else None,
@@ -151,6 +174,7 @@ def sample(
         mesh=mesh,
         facts=facts,
     )
+    run.clock.gradients["warmup"] += int(opening.num_gradients) * num_chains
     return execute(run, num_samples, draw_store)
 
 
@@ -241,8 +265,9 @@ def execute(run: Run, num_samples: int | Until, store: DrawStore | None) -> Draw
         run.after_chunk = lambda run: checkpoint(store, run)
     interrupted, unmet = False, None
     try:
-        run.advance("warmup", run.num_warmup - run.keeper.count("warmup"), run.num_warmup)
-        run.settle()
+        if not run.is_settled:
+            run.advance("warmup", run.num_warmup - run.keeper.count("warmup"), run.num_warmup)
+            run.settle()
         if isinstance(num_samples, Until):
             unmet = draw_until(run, num_samples)
         else:
@@ -281,9 +306,10 @@ def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | N
     metadata = {
         "sampler": type(innermost(run.chains.sampler)).__name__,
         "num_samples": asked,
-        "num_warmup": run.num_warmup,
+        "num_warmup": run.keeper.count("warmup"),
         "thin": run.thin,
         **run.facts,
+        **run.told(),
         "interrupted": interrupted,
         "unmet": unmet,
         "seconds_compile": run.clock.compile,

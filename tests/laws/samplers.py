@@ -5,9 +5,10 @@ from collections.abc import Callable
 from driftbridge.samplers.adjusted_kinetic import AdjustedKinetic
 from driftbridge.samplers.base import Sampler
 from driftbridge.samplers.high_order import ALIGN, QUICSORT, ShOULD
-from driftbridge.samplers.hmc import HMC, JitteredHMC
+from driftbridge.samplers.hmc import HMC, JitteredHMC, JitteredStepHMC
 from driftbridge.samplers.kinetic import KLMC, RandomizedMidpointKinetic
 from driftbridge.samplers.langevin import LMC, RandomizedMidpoint
+from driftbridge.samplers.local_scale import LocalScaleHMC
 from driftbridge.samplers.mala import MALA
 from driftbridge.samplers.malt import MALT
 from driftbridge.samplers.poisson_midpoint import PoissonMidpoint
@@ -35,6 +36,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "AdjustedKinetic": AdjustedKinetic,
     "HMC": HMC,
     "JitteredHMC": JitteredHMC,
+    "JitteredStepHMC": JitteredStepHMC,
+    "LocalScaleHMC": LocalScaleHMC,
     "MALT": MALT,
 }
 

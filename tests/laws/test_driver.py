@@ -113,7 +113,7 @@ def test_pure_run_is_the_driver(reference):
     adapt = cast_floating(Warmup(), np.float32)
     start = opening.open_chains(
         target, MALA(0.3), None, None, streams(as_key(3)).start, 4, 0, np.dtype("float32")
-    ).states.position
+    ).chains.states.position
     record, tuned = jax.jit(
         lambda positions: db.samplers.run(
             target, cast_floating(MALA(0.3), np.float32), positions, as_key(3),
