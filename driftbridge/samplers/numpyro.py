@@ -1,0 +1,325 @@
+"""Every sampler of the library as a kernel of NumPyro's `MCMC`."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, Float, PyTree
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import identity, is_prng_key
+
+from driftbridge.runtime.dtypes import cast_floating, default_dtype
+from driftbridge.runtime.keys import streams
+from driftbridge.runtime.threefry import fold_in
+from driftbridge.samplers.adaptation import Adaptation, Warmup
+from driftbridge.samplers.base import Sampler, has_step_size
+from driftbridge.samplers.door import check_kinds, check_target
+from driftbridge.samplers.hmc import JitteredHMC
+from driftbridge.samplers.initial import ATTEMPTS, UniformStart
+from driftbridge.samplers.numpyro_state import KernelState, advance, first_state, refreshed, typed
+from driftbridge.targets.arguments import Arguments
+from driftbridge.targets.base import Target
+from driftbridge.targets.layout import Layout
+from driftbridge.targets.numpyro import NumPyroModel, Sites, from_numpyro
+from driftbridge.targets.numpyro_constraint import permitting
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """How NumPyro's tree of unconstrained values is laid out in a flat position."""
+
+    layout: Layout
+    leaves: tuple[str, ...]
+    treedef: Any
+
+    def split(self, position: Float[Array, " dim"]) -> PyTree:
+        parts = self.layout.split(position)
+        return jax.tree.unflatten(self.treedef, [parts[name] for name in self.leaves])
+
+    def join(self, z: PyTree) -> Float[Array, " dim"]:
+        """Raises `ValueError` or `TypeError` naming a leaf of a wrong kind."""
+        if jax.tree.structure(z) != self.treedef:
+            raise ValueError(
+                f"init_params must have one array for each of {', '.join(self.leaves)}, in "
+                f"unconstrained space, as {self.treedef}; got {jax.tree.structure(z)}."
+            )
+        named = dict(zip(self.leaves, map(jnp.asarray, jax.tree.leaves(z)), strict=True))
+        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
+            if named[name].shape != shape:
+                raise ValueError(
+                    f"init_params has shape {named[name].shape} for {name!r}, whose unconstrained "
+                    f"shape is {shape}."
+                )
+            if not jnp.issubdtype(named[name].dtype, jnp.floating):
+                raise TypeError(f"init_params must be floating; {name!r} is {named[name].dtype}.")
+        return self.layout.join(named)
+
+    @classmethod
+    def of_model(cls, layout: Layout) -> "Coordinates":
+        names = tuple(sorted(layout.names))
+        return cls(layout, names, jax.tree.structure(dict.fromkeys(names, 0)))
+
+    @classmethod
+    def of_tree(cls, z: PyTree) -> "Coordinates":
+        paths, treedef = jax.tree.flatten_with_path(z)
+        names = tuple(jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths)
+        names = tuple(name or "z" for name in names)
+        shapes = tuple(tuple(jnp.shape(leaf)) for _, leaf in paths)
+        return cls(Layout(names, shapes), names, treedef)
+
+
+class Potential(Target):
+    """The density `exp(-fn(z))`."""
+
+    dim: int = eqx.field(static=True)
+    fn: Callable[[PyTree], Any] = eqx.field(static=True)
+    coordinates: Coordinates = eqx.field(static=True)
+
+    def log_density(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
+        return -jnp.asarray(self.fn(self.coordinates.split(x)), x.dtype)
+
+
+class SamplerKernel(MCMCKernel):
+    """A sampler of the library as a kernel of `numpyro.infer.MCMC`.
+
+    `MCMC(SamplerKernel(model), num_warmup=..., num_samples=...)` takes the place of
+    `MCMC(NUTS(model), ...)`. Chains are tuned each alone, by a batch of one, so all chain methods
+    take the same transitions, which depend on (key, chain, step) alone. Everything tuned is in the
+    state (`KernelState`). A transition that is not finite is refused and counted as diverging.
+
+    **Arguments:**
+
+    - `model`: a function of NumPyro primitives with continuous latent sites; or None, then
+    - `potential_fn`: minus the log density of any tree of floating arrays, of which
+      `MCMC.run(..., init_params=...)` gives the start.
+    - `sampler`: a sampler on unconstrained space; jittered Hamiltonian Monte Carlo if None.
+    - `adapt`: the warm-up; `"auto"` is `Warmup()` where the sampler has a step size, None leaves
+      the sampler as it is.
+
+    **Raises:** `ValueError` or `TypeError` for arguments of a wrong kind here; in `MCMC.run` for a
+    model that `from_numpyro` refuses (discrete latent sites, named, and others), and for a start
+    without a finite density. Under `pmap`, `vmap` and `shard_map` nothing can be raised about
+    numbers: a chain with such a start is `diverging` at every draw.
+    """
+
+    sample_field = "z"
+    default_fields = ("z", "diverging")
+
+    def __init__(
+        self,
+        model: Callable | None = None,
+        sampler: Sampler | None = None,
+        *,
+        potential_fn: Callable[[PyTree], Any] | None = None,
+        adapt: Adaptation | str | None = "auto",
+    ):
+        if (model is None) == (potential_fn is None):
+            raise ValueError("give one of model and potential_fn: SamplerKernel(model, MALA(0.1)).")
+        if isinstance(model, Sampler):
+            raise TypeError(
+                f"model must be a function of NumPyro primitives; got {type(model).__name__}, a "
+                "sampler. Write SamplerKernel(model, sampler)."
+            )
+        sampler = JitteredHMC() if sampler is None else sampler
+        automatic = isinstance(adapt, str) and adapt == "auto"
+        check_kinds(sampler, None if automatic else adapt, None)
+        if automatic:
+            adapt = Warmup() if has_step_size(sampler) else None
+        self._model, self._potential_fn = model, potential_fn
+        self._sampler, self._adapt = sampler, adapt
+        self._coordinates: Coordinates | None = None
+        self._sites: Sites | None = None
+
+    @property
+    def model(self) -> Callable | None:
+        """The model, or None for a kernel of a potential."""
+        return self._model
+
+    @property
+    def _sample_fn(self):
+        # MCMC calls `init` again where this is None.
+        return self._coordinates
+
+    def init(
+        self,
+        rng_key: Any,
+        num_warmup: int,
+        init_params: PyTree = None,
+        model_args: tuple = (),
+        model_kwargs: dict | None = None,
+    ) -> KernelState:
+        """The state before the first transition, of one chain or of one for each of many keys."""
+        is_one = is_prng_key(rng_key)
+        target = self._found(init_params, is_one, model_args, model_kwargs)
+        positions = self._positions(target, init_params, is_one, model_kwargs)
+        dtype = default_dtype() if positions is None else positions.dtype
+        check_target(target, self._sampler, np.dtype(dtype))
+        adapt = self._adapt if num_warmup > 0 else None
+        parts = cast_floating((target, self._sampler, adapt, UniformStart()), dtype)
+        like = jnp.zeros(target.dim, dtype)
+        state, value, usable = _open(
+            self._coordinates, *parts, rng_key, positions, like, jnp.int32(num_warmup)
+        )
+        if not isinstance(usable, Tracer):
+            _refuse_start(np.ravel(usable), np.ravel(value), positions is not None)
+        return state
+
+    def sample(
+        self, state: KernelState, model_args: tuple, model_kwargs: dict | None
+    ) -> KernelState:
+        """One transition of one chain, or of all where the state has an axis of chains."""
+        target = cast_floating(self._target(model_args, model_kwargs), state.chain.position.dtype)
+
+        assert self._coordinates is not None  # `init` has found them
+        one = partial(advance, target, self._coordinates.split, self._adapt)
+        return one(state) if is_prng_key(state.rng_key) else jax.vmap(one)(state)
+
+    def refresh(
+        self, state: KernelState, model_args: tuple, model_kwargs: dict | None
+    ) -> KernelState:
+        """The state at the same position for other arguments, as a block of Gibbs needs it."""
+        target = cast_floating(self._target(model_args, model_kwargs), state.chain.position.dtype)
+        one = partial(refreshed, target)
+        return one(state) if is_prng_key(state.rng_key) else jax.vmap(one)(state)
+
+    def get_constrain_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
+        """From `z` to constrained values of the latent sites, by the bijections of their supports.
+
+        Gibbs asks for it before it knows the other sites, whose values then do not matter.
+        """
+        if self._model is None:
+            return identity
+        return partial(_by_supports, self._model, model_args, model_kwargs or {})
+
+    def wrap_model(self, wrapper: Callable) -> "SamplerKernel":
+        """A copy whose model is `wrapper(model)`, as a block of Gibbs."""
+        if self._model is None:
+            raise ValueError("a kernel of a potential_fn has no model to wrap.")
+        kernel = copy.copy(self)
+        kernel._model = wrapper(self._model)
+        kernel._coordinates = kernel._sites = None
+        return kernel
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
+        """From `z` to constrained values of the latent and deterministic sites."""
+        if self._model is None or self._coordinates is None:
+            return identity
+        target, coordinates = self._target(model_args, model_kwargs), self._coordinates
+        return lambda z: target.constrain(coordinates.join(z))
+
+    def get_diagnostics_str(self, state: KernelState) -> str:
+        return (
+            f"{state.num_steps} gradients at step size {state.adapt_state.step_size:.2e}, "
+            f"acceptance {state.mean_accept_prob:.2f}"
+        )
+
+    def _found(self, init_params, is_one, args, kwargs) -> Target:
+        """The target, after its layout was found and noted."""
+        if self._model is not None:
+            found = from_numpyro(self._model, *args, **(kwargs or {}))
+            self._coordinates, self._sites = Coordinates.of_model(found.layout), found.sites
+            return found
+        if init_params is None:
+            raise ValueError(
+                "a kernel of a potential_fn has no other start than the one given: call "
+                "MCMC.run(key, init_params=...), with a leading axis of chains if there are many."
+            )
+        one = jax.eval_shape(
+            lambda z: z if is_one else jax.tree.map(lambda leaf: leaf[0], z), init_params
+        )
+        self._coordinates = Coordinates.of_tree(one)
+        return self._target(args, kwargs)
+
+    def _target(self, args, kwargs) -> Target:
+        """The target at some arguments, which may be traced."""
+        coordinates = self._coordinates
+        assert coordinates is not None  # `init` has found them
+        layout = coordinates.layout
+        if self._potential_fn is not None:
+            return Potential(layout.dim, self._potential_fn, coordinates)
+        assert self._sites is not None
+        return NumPyroModel(layout.dim, Arguments(self._model, args, kwargs), layout, self._sites)
+
+    def _positions(self, target, init_params, is_one, kwargs):
+        """Flat positions of given starts, or None."""
+        if init_params is None:
+            return None
+        assert self._coordinates is not None
+        join = self._coordinates.join
+        if self._model is not None and GIBBS_SITES_KWARG in (kwargs or {}):
+            join = target.unconstrain  # Gibbs gives constrained values
+        return join(init_params) if is_one else jax.vmap(join)(init_params)
+
+
+@partial(jax.jit, static_argnames="coordinates")
+def _open(coordinates, target, sampler, adapt, start, keys, positions, like, num_warmup):
+    """States, log densities at the start, and whether they and their gradients are finite."""
+
+    def one(key, position):
+        key = streams(typed(key))
+        if position is None:
+            position = _search(target, start, key.start, like)
+        value, score = target.value_and_score(position)
+        usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(score))
+        state = first_state(
+            target, coordinates.split, sampler, adapt, position, num_warmup, key.steps
+        )
+        return state, value, usable
+
+    return one(keys, positions) if is_prng_key(keys) else jax.vmap(one)(keys, positions)
+
+
+def _search(target, start, key, like):
+    """The first of the proposed positions with a finite density and gradient."""
+
+    def attempt(carry):
+        count, _, _ = carry
+        position = start.propose(target, fold_in(key, count), like)
+        value, score = target.value_and_score(position)
+        return count + 1, position, jnp.isfinite(value) & jnp.all(jnp.isfinite(score))
+
+    def goes_on(carry):
+        return (carry[0] < ATTEMPTS) & ~carry[2]
+
+    return lax.while_loop(goes_on, attempt, (jnp.int32(0), like, jnp.zeros((), bool)))[1]
+
+
+def _refuse_start(usable, values, is_given):
+    """Raise where the density of a chain is not finite at its start."""
+    if usable.all():
+        return
+    chain = int(np.argmin(usable))
+    if is_given:
+        raise ValueError(
+            f"at the init_params of chain {chain} the log density is {values[chain]}, or its "
+            "gradient is not finite; start inside the support (init_params are unconstrained)."
+        )
+    raise ValueError(
+        f"no start with a finite log density and gradient was found for chain {chain} in "
+        f"{ATTEMPTS} draws of {UniformStart.__name__}. Give init_params=..., or check the model: "
+        "its density may be zero or not a number where it should not be."
+    )
+
+
+def _by_supports(model, args, kwargs, z):
+    """Constrained values of the sites in `z`; other latent sites take any value."""
+
+    def value(site):
+        if site["name"] in z and site["type"] == "sample":
+            return numpyro.distributions.biject_to(site["fn"].support)(z[site["name"]])
+        return numpyro.infer.init_to_sample(site)
+
+    with permitting(jnp.result_type(*z.values())) as numpyro:
+        seeded = numpyro.handlers.seed(model, jax.random.key(0))
+        substituted = numpyro.handlers.substitute(seeded, substitute_fn=value)
+        trace = numpyro.handlers.trace(substituted).get_trace(*args, **kwargs)
+        return {name: trace[name]["value"] for name in z}
