@@ -55,7 +55,8 @@ def neither(y):
     return y
 """
 # Enough for R-hat below 1.01 and ESS above 800 on two independent normals by far.
-SIZE = ("--draws", "800", "--warmup", "300")
+HMC = ("--sampler", "jittered-hmc")
+SIZE = ("--draws", "800", "--warmup", "300", *HMC)
 
 
 def run(*arguments):
@@ -108,6 +109,18 @@ def test_a_run_leaves_draws_command_and_report(folder):
     assert "x[1]" in (folder / "done" / "report.html").read_text()
     command = json.loads((folder / "done" / "command.json").read_text())
     assert command["sampler"] == "JitteredHMC" and command["draws"] == 800
+
+
+def test_auto_goes_on_until_the_ensemble_has_converged(folder, tmp_path):
+    out = tmp_path / "auto"
+    result = run("sample", folder / "models.py:gauss", "--chains", "16", "--out", out)
+    assert result.exit_code == errors.CONVERGED, result.stderr
+    assert "auto, 16 chains of up to 640 warm-up steps and up to 10000 draws" in result.stderr
+    command = json.loads((out / "command.json").read_text())
+    assert command["sampler"] == "auto" and command["until_converged"]
+    before = db.load(out).positions
+    assert run("resume", out, "--quiet").exit_code == errors.CONVERGED
+    assert np.array_equal(db.load(out).positions, before)
 
 
 def test_report_is_made_again(folder):
@@ -247,9 +260,10 @@ def test_help_tells_the_exit_codes():
         ("models.py:model", ("--data", "no.json"), "no data file"),
         ("models.py:model", ("--data", "models.py"), "must end in .json"),
         ("models.py:gauss", ("--sampler", "obabbo"), "did you mean OBABO?"),
-        ("models.py:gauss", ("--option", "step_size=0"), "step_size must be positive"),
-        ("models.py:gauss", ("--option", "step_size=a"), "must be a number; got 'a'"),
-        ("models.py:gauss", ("--option", "friction=1"), "JitteredHMC takes step_size"),
+        ("models.py:gauss", ("--option", "step_size=1"), "auto takes none"),
+        ("models.py:gauss", (*HMC, "--option", "step_size=0"), "step_size must be positive"),
+        ("models.py:gauss", (*HMC, "--option", "step_size=a"), "must be a number; got 'a'"),
+        ("models.py:gauss", (*HMC, "--option", "friction=1"), "JitteredHMC takes step_size"),
         ("logistic", (), "needs --data FILE and --outcome"),
         ("logistic", ("--data", "table.csv", "--outcome", "sick"), "'sick'; it has ill, age"),
         ("logistic", ("--data", "table.csv", "--outcome", "ill"), "'town' is not numeric: row 1"),

@@ -40,8 +40,12 @@ def sample(
         ),
     ] = None,
     sampler: Annotated[
-        str, typer.Option(help="A method of `driftbridge samplers`; case and hyphens are free.")
-    ] = "JitteredHMC",
+        str,
+        typer.Option(
+            help="A method of `driftbridge samplers`; case and hyphens are free. `auto` takes many "
+            "chains that tune themselves together."
+        ),
+    ] = "auto",
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,16 +53,26 @@ def sample(
             "for more."
         ),
     ] = None,
-    chains: Annotated[int, typer.Option(min=1, help="Number of chains.")] = 4,
+    chains: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of chains: 4, with auto 64 (on an accelerator 256)."),
+    ] = None,
     draws: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Draws kept of each chain: 1000, or at most 100000 with --until-converged."
+            min=1,
+            help="Draws kept of each chain: 1000, at most 100000 with --until-converged; with auto "
+            "until converged, at most 10000.",
         ),
     ] = None,
     warmup: Annotated[
-        int, typer.Option(min=0, help="Steps of each chain before the first draw; 0 tunes nothing.")
-    ] = 1000,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Steps of each chain before the first draw, 0 tunes nothing: 1000; with auto at "
+            "most 640.",
+        ),
+    ] = None,
     thin: Annotated[int, typer.Option(min=1, help="Steps for each draw that is kept.")] = 1,
     seed: Annotated[
         int, typer.Option(help="Draws depend on it, the chain and the step alone.")
@@ -119,6 +133,7 @@ def sample(
         from driftbridge.runtime.dtypes import default_dtype
 
         row = kernels.find(sampler)
+        chosen = kernels.counts(row, chains, draws, warmup, until_converged)
         command = Command(
             model=model if _file_of(model) is None else f"{_file_of(model)}:{model.split(':')[-1]}",
             data=None if data is None else str(data.expanduser().resolve()),
@@ -127,14 +142,14 @@ def sample(
             outcome=outcome,
             predictors=_names(predictors),
             prior=prior,
-            sampler=row.name,
+            sampler=kernels.AUTO if row is None else row.name,
             options=kernels.parse(row, option or ()),
-            chains=chains,
-            draws=draws if draws is not None else (100_000 if until_converged else 1000),
-            warmup=warmup,
+            chains=chosen.chains,
+            draws=chosen.draws,
+            warmup=chosen.warmup,
             thin=thin,
             seed=seed,
-            until_converged=until_converged,
+            until_converged=chosen.until_converged,
             float64=float64 or default_dtype() == "float64",
         )
         with jax.enable_x64(command.float64):

@@ -3,18 +3,59 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from driftbridge.cli.errors import CommandError
+from driftbridge.samplers.automatic import choose
 from driftbridge.samplers.base import Sampler
 from driftbridge.samplers.table import Row, methods
+from driftbridge.samplers.until import Until
+
+AUTO = "auto"
 
 
-def find(name: str) -> Row:
+class Counts(NamedTuple):
+    """How much is sampled; `draws` is a limit where it goes on until converged."""
+
+    chains: int
+    draws: int
+    warmup: int
+    until_converged: bool
+
+
+def counts(
+    row: Row | None,
+    chains: int | None,
+    draws: int | None,
+    warmup: int | None,
+    until_converged: bool,
+) -> Counts:
+    """The numbers given, and for those that are not what suits the method."""
+    if row is not None:
+        most = 100_000 if until_converged else 1000
+        return Counts(
+            chains or 4, draws or most, 1000 if warmup is None else warmup, until_converged
+        )
+    choice = choose(None, "auto", None, chains, None, warmup)
+    if isinstance(choice.num_samples, Until):
+        return Counts(
+            choice.num_chains,
+            draws or choice.num_samples.max_draws,
+            choice.num_warmup,
+            until_converged or draws is None,
+        )
+    return Counts(choice.num_chains, draws or 1000, choice.num_warmup, until_converged)
+
+
+def find(name: str) -> Row | None:
     """The method of a name, whatever its case and hyphens: `jittered-hmc` is `JitteredHMC`.
+
+    None for `auto`, which leaves the choice to `sample`.
 
     **Raises:** `CommandError` suggesting the nearest.
     """
+    if plain(name) == AUTO:
+        return None
     rows = {plain(row.name): row for row in methods()}
     if plain(name) in rows:
         return rows[plain(name)]
@@ -28,11 +69,15 @@ def plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def parse(row: Row, pairs: Iterable[str]) -> dict[str, Any]:
+def parse(row: Row | None, pairs: Iterable[str]) -> dict[str, Any]:
     """Arguments of a sampler from `name=value` pairs, as the type of their defaults.
 
     **Raises:** `CommandError` for a name it does not take, or a value that is no number.
     """
+    if row is None:
+        if first := next(iter(pairs), None):
+            raise CommandError(f"--option {first} needs a --sampler to belong to; auto takes none.")
+        return {}
     takes = inspect.signature(row.sampler).parameters
     options = {}
     for pair in pairs:
@@ -51,6 +96,6 @@ def parse(row: Row, pairs: Iterable[str]) -> dict[str, Any]:
     return options
 
 
-def build(row: Row, options: Mapping[str, Any]) -> Sampler:
-    """The sampler with these arguments."""
-    return row.sampler(**options)
+def build(row: Row | None, options: Mapping[str, Any]) -> Sampler | None:
+    """The sampler with these arguments; None leaves the choice to `sample`."""
+    return None if row is None else row.sampler(**options)

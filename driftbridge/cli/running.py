@@ -81,10 +81,11 @@ def announce(command: Command, dim: int, quiet: bool) -> None:
     """Say what begins: compiling takes seconds in which nothing else is seen."""
     if not quiet:
         most = "up to " if command.until_converged else ""
+        limit = "up to " if command.sampler == kernels.AUTO else ""
         print(f"{command.title}, dimension {dim}", file=sys.stderr)
         print(
-            f"{command.sampler}, {command.chains} chains of {command.warmup} warm-up steps and "
-            f"{most}{command.draws} draws; compiling",
+            f"{command.sampler}, {command.chains} chains of {limit}{command.warmup} warm-up steps "
+            f"and {most}{command.draws} draws; compiling",
             file=sys.stderr,
         )
 
