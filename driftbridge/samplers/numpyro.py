@@ -116,11 +116,11 @@ class SamplerKernel(MCMCKernel):
 
     def __init__(
         self,
-        model: Callable | None = None,
-        sampler: Sampler | None = None,
+        model: Any = None,
+        sampler: Any = None,
         *,
         potential_fn: Callable[[PyTree], Any] | None = None,
-        adapt: Adaptation | str | None = "auto",
+        adapt: Any = "auto",
     ):
         if (model is None) == (potential_fn is None):
             raise ValueError("give one of model and potential_fn: SamplerKernel(model, MALA(0.1)).")
@@ -135,7 +135,8 @@ class SamplerKernel(MCMCKernel):
         if automatic:
             adapt = Warmup() if has_step_size(sampler) else None
         self._model, self._potential_fn = model, potential_fn
-        self._sampler, self._adapt = sampler, adapt
+        self._sampler: Sampler = sampler
+        self._adapt: Adaptation | None = adapt
         self._coordinates: Coordinates | None = None
         self._sites: Sites | None = None
 

@@ -49,7 +49,8 @@ class KernelState(NamedTuple):
     - `energy`: with that of the velocity; NaN for samplers that do not compute it.
     - `num_steps`: gradients of the last transition.
     - `accept_prob`, `mean_accept_prob`: of the last transition, and on average in this phase.
-    - `diverging`: whether the last transition was divergent, or refused as it was not finite.
+    - `diverging`: whether the last transition was divergent, or ended or began where the density
+      is not finite.
     - `adapt_state`: step size, and divergent transitions of warm-up.
     - `rng_key`: noise is a function of it and of `i`; it stays the same.
     """
@@ -231,15 +232,16 @@ def _clock(state):
 
 
 def _told(target, chain, info) -> Told:
-    dtype = chain.position.dtype
+    dtype, potential = chain.position.dtype, _potential(target, chain)
     energy = jnp.full((), jnp.nan) if info.energy is None else info.energy
     return Told(
         chain.position,
-        _potential(target, chain),
+        potential,
         jnp.asarray(energy, dtype),
         info.num_gradients,
         jnp.asarray(info.acceptance_rate, dtype),
-        info.is_divergent,
+        # An unadjusted chain may move where its score is finite and the density is not.
+        info.is_divergent | ~jnp.isfinite(potential),
     )
 
 
