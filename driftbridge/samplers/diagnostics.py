@@ -139,7 +139,7 @@ def convergence(
     if groups is not None and groups < MIN_GROUPS:
         raise ValueError(f"nested R-hat needs at least {MIN_GROUPS} groups; got {groups}.")
     labels = tuple(map(str, range(array.shape[2]) if names is None else names))
-    bulk, tail, scale = _each(estimators.rank_diagnostics, array, lead=(3,))
+    bulk, tail, scale = mixing(array)
     if groups is not None:
         scale = _each(lambda x: estimators.nested_rank_r_hat(x, groups), array)
     return judge(labels, scale, bulk, tail, tuple(reasons(array).tolist()))
@@ -290,10 +290,16 @@ def e_bfmi(energy: Any) -> Float[np.ndarray, " chains"]:
     return out
 
 
-def summarise(values: Any) -> dict[str, np.ndarray]:
+def mixing(values: Any) -> np.ndarray:
+    """Bulk ESS, tail ESS and rank-normalised R-hat, `(3, *event)`; they share one sorting."""
+    return _each(estimators.rank_diagnostics, values, lead=(3,))
+
+
+def summarise(values: Any, ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The columns of ArviZ's summary table, arrays of shape `event` by name.
 
-    Moments and intervals are plain numbers also where the diagnostics are NaN.
+    Moments and intervals are plain numbers also where the diagnostics are NaN. `ranks` is `mixing`
+    of the same values, where it is known.
     """
     array = _as_draws(values)
     degrees = int(array.shape[0] * array.shape[1] > 1)
@@ -301,7 +307,7 @@ def summarise(values: Any) -> dict[str, np.ndarray]:
         lambda x: (x.mean((1, 2)), x.std((1, 2), ddof=degrees)), array, lead=(2,), skip=()
     )
     low, high = hdi(array)
-    bulk, tail, scale = _each(estimators.rank_diagnostics, array, lead=(3,))
+    bulk, tail, scale = mixing(array) if ranks is None else ranks
     columns = (mean, sd, low, high, mcse_mean(array), mcse_sd(array), bulk, tail, scale)
     return {name: np.asarray(c) for name, c in zip(COLUMNS, columns, strict=True)}
 

@@ -161,26 +161,32 @@ class Draws:
         """The columns of `summary` as arrays in the order of `names`."""
         if not self.num_draws:
             return {name: np.full(len(self.names), np.nan) for name in diagnostics.COLUMNS}
-        tables = [diagnostics.summarise(block) for block in self.blocks()]
+        tables = [
+            diagnostics.summarise(block, ranks)
+            for block, ranks in zip(self.blocks(), self._mixing, strict=True)
+        ]
         return {c: np.concatenate([np.ravel(t[c]) for t in tables]) for c in diagnostics.COLUMNS}
+
+    @cached_property
+    def _mixing(self) -> list[np.ndarray]:
+        return [diagnostics.mixing(block) for block in self.blocks()]
 
     @cached_property
     def convergence(self) -> Convergence:
         """Whether the draws have converged, by every scalar parameter."""
-        table, groups = self.statistics, self.metadata.get("num_groups")
+        groups = self.metadata.get("num_groups")
         if not self.num_draws:
-            reasons, scale = (diagnostics.TOO_SHORT,) * len(self.names), table["r_hat"]
-        elif groups is None:
-            blocks = self.blocks()
-            reasons = [r for b in blocks for r in np.ravel(diagnostics.reasons(b)).tolist()]
-            scale = table["r_hat"]
+            unknown = np.full(len(self.names), np.nan)
+            reasons = (diagnostics.TOO_SHORT,) * len(self.names)
+            return diagnostics.judge(self.names, unknown, unknown, unknown, reasons)
+        bulk, tail, scale = np.concatenate([m.reshape(3, -1) for m in self._mixing], axis=1)
+        if groups is None:
+            reasons = [r for b in self.blocks() for r in np.ravel(diagnostics.reasons(b)).tolist()]
         else:
             flat, names = diagnostics.flatten(self.parameters)
             judged = diagnostics.convergence(flat, groups, names)
             reasons, scale = judged.reasons, judged.r_hat
-        return diagnostics.judge(
-            self.names, scale, table["ess_bulk"], table["ess_tail"], tuple(reasons)
-        )
+        return diagnostics.judge(self.names, scale, bulk, tail, tuple(reasons))
 
     def worst(self, count: int) -> list[str]:
         """Labels of the parameters furthest from convergence, worst first, constants left out."""

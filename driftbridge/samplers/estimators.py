@@ -4,6 +4,7 @@ Here `x` has shape `(params, chains, draws)`, is finite, and no parameter is con
 gives one number for each parameter. V21 is Vehtari et al. (2021), cited in `diagnostics`.
 """
 
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -24,8 +25,7 @@ def sorted_scores(ordered: np.ndarray) -> np.ndarray:
     """Normal quantiles of `(rank - 3/8) / (size + 1/4)` of sorted rows, ties at their mean rank."""
     size = ordered.shape[1]
     position = np.arange(size)
-    # Twice the mean rank is an integer, so that a table holds every score.
-    table = normal_quantiles((np.arange(2, 2 * size + 1) / 2 - 0.375) / (size + 0.25))
+    table = score_table(size)
     differs = ordered[:, 1:] != ordered[:, :-1]
     if differs.all():
         return np.broadcast_to(table[2 * position], ordered.shape)
@@ -34,6 +34,12 @@ def sorted_scores(ordered: np.ndarray) -> np.ndarray:
     ends = np.where(differs, position[:-1], size - 1)
     last[:, :-1] = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
     return table[first + last]
+
+
+@lru_cache(maxsize=8)
+def score_table(size: int) -> np.ndarray:
+    """Scores of all mean ranks: twice one is an integer, from 2 to `2 size`."""
+    return normal_quantiles((np.arange(2, 2 * size + 1) / 2 - 0.375) / (size + 0.25))
 
 
 def normal_quantiles(probability: np.ndarray) -> np.ndarray:
