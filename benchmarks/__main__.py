@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
-NAMES = ("gradient", "steps", "first_draws", "memory", "kills", "devices")
+NAMES = (
+    "gradient", "steps", "first_draws", "effective", "reliability", "memory", "kills", "devices",
+)  # fmt: skip
 
 if __name__ == "__main__":
     failed = []
