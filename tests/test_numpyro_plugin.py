@@ -273,11 +273,11 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 from tests.laws.samplers import SAMPLERS
 from tests.test_numpyro_plugin import SamplerKernel, gaussian, mcmc
 
-mesh = jax.make_mesh((4,), ("chains",))
+mesh = Mesh(np.array(jax.devices()), ("chains",))
 over_devices = lambda f: jax.jit(jax.shard_map(
     jax.vmap(f), mesh=mesh, in_specs=P("chains"), out_specs=P("chains"), check_vma=False))
 METHODS = ["vectorized", "sequential", "parallel", jax.vmap, over_devices]
