@@ -151,14 +151,11 @@ class Run:
         self.is_settled, self._rate = True, None
 
     def told(self) -> dict[str, Any]:
-        """What the adaptation has to tell; chains moved by the start are counted in."""
+        """What the adaptation has to tell."""
         if self.adapt is None:
             return {}
         told = self.adapt.report(self.chains.adaptation)
-        told = {name: np.asarray(value).item() for name, value in told.items()}
-        if "repaired" in told:
-            told["repaired"] += self.facts.get("repaired", 0)
-        return told
+        return {name: np.asarray(value).item() for name, value in told.items()}
 
     def _chunk_draws(self, buffer: Rows) -> int:
         capacity = buffer.values.shape[0]

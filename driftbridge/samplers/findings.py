@@ -41,9 +41,9 @@ def findings(draws: "Draws") -> tuple[Finding, ...]:
     `not_converged`, `divergences` (more than 1 % of a chain's draws), `stuck` (a chain that kept
     its place for 100 steps), `acceptance` (a chain below half the mean), `warmup` (an ensemble that
     did not agree), `repaired` (chains moved before the kept draws), `energy` (E-BFMI below 0.3,
-    adjusted kernels), `outside` (draws of an unadjusted kernel where the density is zero or not a
-    number), `bias` (unadjusted kernels), `interrupted`, `unmet` (a rule of `Until`),
-    `fewer_draws`.
+    adjusted kernels that have not converged), `outside` (draws of an unadjusted kernel where the
+    density is zero or not a number), `bias` (unadjusted kernels), `interrupted`, `unmet` (a rule of
+    `Until`), `fewer_draws`.
     """
     if not draws.num_draws:
         return tuple(filter(None, [_length(draws)]))
@@ -216,6 +216,8 @@ def _repaired(draws: "Draws") -> Finding | None:
 def _energy(draws: "Draws") -> Finding | None:
     energy = draws.stats.get("energy")
     if energy is None or draws.tuned is None or not draws.tuned.facts.adjusted:
+        return None
+    if draws.convergence.converged:  # tails that are reached often enough are not reached slowly
         return None
     share = e_bfmi(energy)
     chains = np.flatnonzero(share < E_BFMI_BELOW)

@@ -90,7 +90,10 @@ class LocalScaleHMC(HMC):
         state, info = metropolis(
             state, end, total, noise.uniform, num_steps, (energy, energy + error)
         )
-        return state, info._replace(energy_error=jnp.where(jnp.isfinite(error), error, jnp.inf))
+        # A step drawn far above the local scale fails by design; one below it should not.
+        fails = info.is_divergent & ~(is_local & (noise.scale > 0))
+        error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+        return state, info._replace(energy_error=error, is_divergent=fails)
 
 
 def log_scale(score: Float[Array, " dim"]) -> Float[Array, ""]:

@@ -145,7 +145,7 @@ def sample_chosen(
         target, chosen, adapt, init, keys.start, num_chains, num_warmup, dtype, over_devices(mesh),
         foreseen,
     )  # fmt: skip
-    facts |= {"repaired": int(opening.repaired), "gathered": bool(opening.gathered)}
+    facts |= {"repaired_at_start": int(opening.repaired), "gathered": bool(opening.gathered)}
     draw_store = None
     if store is not None:
         draw_store = DrawStore.create(store, {"sampler": type(innermost(chosen)).__name__})
