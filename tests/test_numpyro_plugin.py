@@ -270,6 +270,7 @@ FIVE_METHODS = """
 import warnings
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 import jax.numpy as jnp
 import numpy as np
@@ -399,3 +400,63 @@ def test_posterior_is_that_of_a_closed_form():
 def conjugate(y):
     mu = numpyro.sample("mu", dist.Normal(0, 2))
     numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+
+# Chains that are tuned together: sixteen or more, vectorized.
+MANY = 16
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_many_chains_are_tuned_together_as_by_run():
+    key, num_warmup, scale = jax.random.key(10), 200, jnp.array([1.0, 3.0])
+    starts = jax.random.normal(key, (MANY, 2))
+    kernel = SamplerKernel(gaussian)
+    state = kernel.init(jax.random.split(key, MANY), num_warmup, {"x": starts}, (scale,))
+    state = state._replace(rng_key=chain_keys(streams(key).steps, jnp.arange(MANY)))
+
+    def step(state, _):
+        state = kernel.sample(state, (scale,), None)
+        return state, state.z["x"]
+
+    end, found = jax.jit(lambda state: jax.lax.scan(step, state, length=num_warmup))(state)
+    parts = (targets.from_numpyro(gaussian, scale), samplers.LocalScaleHMC(spread=0.0))
+    parts = cast_floating((*parts, samplers.EnsembleWarmup()), jnp.float64)
+    record = jax.jit(
+        lambda key: samplers.run(
+            *parts[:2], starts, key, num_samples=20, num_warmup=num_warmup, adapt=parts[2]
+        )[0]
+    )(key)
+    tuned = int(end.warmup.num_warmup)
+    assert tuned < num_warmup - 20 and end.warmup.adapt.is_done(end.warmup.adaptation)
+    # Two programs of the same transitions: round-off of about a hundred of them.
+    np.testing.assert_allclose(found[tuned : tuned + 20], record.position, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_many_chains_go_on_as_they_were_tuned():
+    whole, parts = (mcmc(SamplerKernel(conjugate), 48, n, num_chains=MANY) for n in (40, 20))
+    whole.run(jax.random.key(11), 2.0, extra_fields=FIELDS)
+    parts.run(jax.random.key(11), 2.0)
+    first = parts.get_samples(True)["mu"]
+    parts.post_warmup_state = parts.last_state
+    parts.run(parts.post_warmup_state.rng_key, 2.0)
+    joined = jnp.concatenate([first, parts.get_samples(True)["mu"]], axis=1)
+    np.testing.assert_array_equal(joined, whole.get_samples(True)["mu"])
+    step_size = whole.get_extra_fields()["adapt_state.step_size"]
+    assert step_size.shape == (MANY * 40,) and jnp.all(step_size == step_size[0])
+
+
+@pytest.mark.slow
+def test_an_ensemble_that_does_not_agree_is_named():
+    run = mcmc(SamplerKernel(schools), num_warmup=20, num_samples=2, num_chains=MANY)
+    with pytest.warns(UserWarning, match=r"did not agree; (mu|tau|eta\[\d\]) still drifted"):
+        run.run(jax.random.key(12), SIGMA, Y)
+        jax.effects_barrier()
+
+
+@pytest.mark.parametrize("method", ["sequential", jax.vmap], ids=["sequential", "vmap"])
+def test_an_ensemble_needs_all_chains_at_once(method):
+    kernel = SamplerKernel(gaussian, samplers.LocalScaleHMC(), adapt=samplers.EnsembleWarmup())
+    with pytest.raises(ValueError, match='chain_method="vectorized", from 16 chains on'):
+        mcmc(kernel, num_chains=MANY, chain_method=method).run(jax.random.key(0), jnp.ones(2))

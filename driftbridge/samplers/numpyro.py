@@ -1,6 +1,7 @@
 """Every sampler of the library as a kernel of NumPyro's `MCMC`."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +21,19 @@ from numpyro.util import identity, is_prng_key
 from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.runtime.keys import streams
 from driftbridge.runtime.threefry import fold_in
-from driftbridge.samplers.adaptation import Adaptation, Warmup
+from driftbridge.samplers.automatic import choose
 from driftbridge.samplers.base import Sampler, has_step_size
 from driftbridge.samplers.door import check_kinds, check_target
-from driftbridge.samplers.hmc import JitteredHMC
+from driftbridge.samplers.ensemble import LEAST_CHAINS, EnsembleWarmup
 from driftbridge.samplers.initial import ATTEMPTS, UniformStart
-from driftbridge.samplers.numpyro_state import KernelState, advance, first_state, refreshed, typed
+from driftbridge.samplers.numpyro_state import (
+    KernelState,
+    advance,
+    first_state,
+    is_together,
+    refreshed,
+    typed,
+)
 from driftbridge.targets.arguments import Arguments
 from driftbridge.targets.base import Target
 from driftbridge.targets.layout import Layout
@@ -63,6 +71,17 @@ class Coordinates:
                 raise TypeError(f"init_params must be floating; {name!r} is {named[name].dtype}.")
         return self.layout.join(named)
 
+    def label(self, index: int) -> str:
+        """Name of one coordinate of a position."""
+        for name, shape, size in zip(
+            self.layout.names, self.layout.shapes, self.layout.sizes, strict=True
+        ):
+            if index < size:
+                place = ", ".join(str(i) for i in np.unravel_index(index, shape))
+                return f"{name}[{place}]" if place else name
+            index -= size
+        raise IndexError(index)
+
     @classmethod
     def of_model(cls, layout: Layout) -> "Coordinates":
         names = tuple(sorted(layout.names))
@@ -92,23 +111,25 @@ class SamplerKernel(MCMCKernel):
     """A sampler of the library as a kernel of `numpyro.infer.MCMC`.
 
     `MCMC(SamplerKernel(model), num_warmup=..., num_samples=...)` takes the place of
-    `MCMC(NUTS(model), ...)`. Chains are tuned each alone, by a batch of one, so all chain methods
-    take the same transitions, which depend on (key, chain, step) alone. Everything tuned is in the
-    state (`KernelState`). A transition that is not finite is refused and counted as diverging.
+    `MCMC(NUTS(model), ...)`. Transitions are those of `driftbridge.samplers.run` and depend on
+    (key, step) of a chain alone. Each chain is tuned alone, so that all chain methods give the same
+    draws; except by `EnsembleWarmup`, for `chain_method="vectorized"`, which tunes all together and
+    ends before `num_warmup` where they agree. All that is tuned is in the state (`KernelState`). A
+    transition that is not finite is refused and counted as diverging.
 
     **Arguments:**
 
     - `model`: a function of NumPyro primitives with continuous latent sites; or None, then
     - `potential_fn`: minus the log density of any tree of floating arrays, of which
       `MCMC.run(..., init_params=...)` gives the start.
-    - `sampler`: a sampler on unconstrained space; jittered Hamiltonian Monte Carlo if None.
-    - `adapt`: the warm-up; `"auto"` is `Warmup()` where the sampler has a step size, None leaves
-      the sampler as it is.
+    - `sampler`: a sampler on unconstrained space; None takes what `driftbridge.sample` does: from
+      16 vectorized chains on `LocalScaleHMC`, tuned together, else `JitteredHMC`.
+    - `adapt`: the warm-up; `"auto"` takes the one that suits the sampler, None leaves it as it is.
 
     **Raises:** `ValueError` or `TypeError` for arguments of a wrong kind here; in `MCMC.run` for a
-    model that `from_numpyro` refuses (discrete latent sites, named, and others), and for a start
-    without a finite density. Under `pmap`, `vmap` and `shard_map` nothing can be raised about
-    numbers: a chain with such a start is `diverging` at every draw.
+    model that `from_numpyro` refuses (discrete latent sites, named, and others), for an ensemble
+    that is none, and for a start without a finite density. Under `pmap`, `vmap` and `shard_map`
+    nothing can be raised about numbers: a chain with such a start is diverging at every draw.
     """
 
     sample_field = "z"
@@ -129,14 +150,10 @@ class SamplerKernel(MCMCKernel):
                 f"model must be a function of NumPyro primitives; got {type(model).__name__}, a "
                 "sampler. Write SamplerKernel(model, sampler)."
             )
-        sampler = JitteredHMC() if sampler is None else sampler
-        automatic = isinstance(adapt, str) and adapt == "auto"
-        check_kinds(sampler, None if automatic else adapt, None)
-        if automatic:
-            adapt = Warmup() if has_step_size(sampler) else None
+        alone = choose(sampler, adapt, None, 1, 1, 0)
+        check_kinds(alone.sampler, alone.adapt, None)
         self._model, self._potential_fn = model, potential_fn
-        self._sampler: Sampler = sampler
-        self._adapt: Adaptation | None = adapt
+        self._sampler, self._adapt = sampler, adapt
         self._coordinates: Coordinates | None = None
         self._sites: Sites | None = None
 
@@ -163,9 +180,19 @@ class SamplerKernel(MCMCKernel):
         target = self._found(init_params, is_one, model_args, model_kwargs)
         positions = self._positions(target, init_params, is_one, model_kwargs)
         dtype = default_dtype() if positions is None else positions.dtype
-        check_target(target, self._sampler, np.dtype(dtype))
-        adapt = self._adapt if num_warmup > 0 else None
-        parts = cast_floating((target, self._sampler, adapt, UniformStart()), dtype)
+        sampler, adapt, start = choose(
+            self._sampler, self._adapt, None, 1 if is_one else rng_key.shape[0], 1, num_warmup
+        )[:3]
+        check_target(target, sampler, np.dtype(dtype))
+        if isinstance(adapt, EnsembleWarmup) and is_one:
+            raise ValueError(
+                "EnsembleWarmup tunes all chains together, and sees them only by "
+                f'chain_method="vectorized", from {LEAST_CHAINS} chains on. Elsewhere give '
+                "adapt=Warmup(), which tunes each chain alone."
+            )
+        if num_warmup == 0 or not has_step_size(sampler):
+            adapt = None
+        parts = cast_floating((target, sampler, adapt, start), dtype)
         like = jnp.zeros(target.dim, dtype)
         state, value, usable = _open(
             self._coordinates, *parts, rng_key, positions, like, jnp.int32(num_warmup)
@@ -181,16 +208,17 @@ class SamplerKernel(MCMCKernel):
         target = cast_floating(self._target(model_args, model_kwargs), state.chain.position.dtype)
 
         assert self._coordinates is not None  # `init` has found them
-        one = partial(advance, target, self._coordinates.split, self._adapt)
-        return one(state) if is_prng_key(state.rng_key) else jax.vmap(one)(state)
+        moved = _over_chains(partial(advance, target, self._coordinates.split), state)
+        if is_together(state):
+            _tell_unfinished(self._coordinates, state, moved)
+        return moved
 
     def refresh(
         self, state: KernelState, model_args: tuple, model_kwargs: dict | None
     ) -> KernelState:
         """The state at the same position for other arguments, as a block of Gibbs needs it."""
         target = cast_floating(self._target(model_args, model_kwargs), state.chain.position.dtype)
-        one = partial(refreshed, target)
-        return one(state) if is_prng_key(state.rng_key) else jax.vmap(one)(state)
+        return _over_chains(partial(refreshed, target), state)
 
     def get_constrain_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """From `z` to constrained values of the latent sites, by the bijections of their supports.
@@ -265,18 +293,25 @@ class SamplerKernel(MCMCKernel):
 def _open(coordinates, target, sampler, adapt, start, keys, positions, like, num_warmup):
     """States, log densities at the start, and whether they and their gradients are finite."""
 
-    def one(key, position):
-        key = streams(typed(key))
-        if position is None:
-            position = _search(target, start, key.start, like)
-        value, score = target.value_and_score(position)
-        usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(score))
-        state = first_state(
-            target, coordinates.split, sampler, adapt, position, num_warmup, key.steps
-        )
-        return state, value, usable
+    each = (lambda function: function) if is_prng_key(keys) else jax.vmap
+    keys = each(lambda key: streams(typed(key)))(keys)
+    together = isinstance(adapt, EnsembleWarmup)
+    if positions is None:
+        positions = each(lambda key: _search(target, start, key, like))(keys.start)
+        if together:
+            # No attempt has this number.
+            own = fold_in(keys.start[0], jnp.int32(ATTEMPTS))
+            started = start.gather(target, own, positions)
+            positions = started.position
+            if started.metric is not None:
+                sampler = adapt.adopt(sampler, started.metric, started.step_size)
 
-    return one(keys, positions) if is_prng_key(keys) else jax.vmap(one)(keys, positions)
+    def begin(position, key):
+        return first_state(target, coordinates.split, sampler, adapt, position, num_warmup, key)
+
+    state = (begin if together else each(begin))(positions, keys.steps)
+    value, score = each(target.value_and_score)(positions)
+    return state, value, jnp.isfinite(value) & jnp.all(jnp.isfinite(score), axis=-1)
 
 
 def _search(target, start, key, like):
@@ -292,6 +327,31 @@ def _search(target, start, key, like):
         return (carry[0] < ATTEMPTS) & ~carry[2]
 
     return lax.while_loop(goes_on, attempt, (jnp.int32(0), like, jnp.zeros((), bool)))[1]
+
+
+def _over_chains(one, state):
+    """Apply `one` to a state: of one chain, of chains each alone, or of chains tuned together."""
+    return one(state) if is_prng_key(state.rng_key) or is_together(state) else jax.vmap(one)(state)
+
+
+def _tell_unfinished(coordinates, before, after):
+    """Warn from within the run where the last transition of warm-up leaves chains that differ."""
+    adapt, adaptation = before.warmup.adapt, after.warmup.adaptation
+    is_last = before.i[0] + 1 == before.warmup.num_warmup
+
+    def warn(worst, drift):
+        warnings.warn(
+            f"Warm-up ended unfinished: the chains did not agree; {coordinates.label(int(worst))} "
+            f"still drifted by {float(drift):.2f} sd. Look at this parameter, reparametrise, or "
+            "give a larger num_warmup.",
+            stacklevel=2,
+        )
+
+    def tell():
+        report = adapt.report(adaptation)
+        jax.debug.callback(warn, report["worst"], report["drift"])
+
+    lax.cond(is_last & ~adapt.is_done(adaptation), tell, lambda: None)
 
 
 def _refuse_start(usable, values, is_given):

@@ -1,6 +1,7 @@
 """One chain with its own warm-up: the state and the transition that plug-ins are made of."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,13 +26,14 @@ class AdaptState(NamedTuple):
 
 
 class WarmUp(NamedTuple):
-    """State of the adaptation, which ends after `num_warmup` transitions.
+    """The adaptation and its state; it ends after `num_warmup` transitions.
 
     `sampler` and `chain` are those that warm-up steps, where their form is not that of the kept
     draws; None where it is, and those of the `KernelState` serve both.
     """
 
     num_warmup: Int[Array, ""]
+    adapt: Adaptation
     adaptation: PyTree
     sampler: Sampler | None
     chain: State | None
@@ -89,89 +91,94 @@ def first_state(
     split: Split,
     sampler: Sampler,
     adapt: Adaptation | None,
-    position: Float[Array, " dim"],
+    position: Float[Array, "*chains dim"],
     num_warmup: Int[Array, ""],
     rng_key: Array,
 ) -> KernelState:
-    """The state before the first transition; `split` gives `z` of a position."""
-    chains = kept = begin(target, sampler, adapt, position[None], num_warmup)
+    """The state before the first transition, of one chain or of many that are tuned together.
+
+    `split` gives `z` of a position.
+    """
+    enter, leave, each = _forms(position)
+    chains = kept = begin(target, sampler, adapt, enter(position), num_warmup)
     warmup = None
     if adapt is not None:
         settled = settle(target, adapt, chains)
-        warmup = WarmUp(num_warmup, chains.adaptation, None, None)
+        warmup = WarmUp(num_warmup, adapt, chains.adaptation, None, None)
         if jax.tree.structure(settled[:2]) != jax.tree.structure(chains[:2]):
-            warmup = warmup._replace(sampler=chains.sampler, chain=_alone(chains.states))
+            warmup = warmup._replace(sampler=chains.sampler, chain=leave(chains.states))
             kept = settled
-    chain = _alone(kept.states)
-    nan, zero = jnp.full((), jnp.nan, position.dtype), jnp.zeros((), jnp.int32)
+    chain = leave(kept.states)
+    nan = jnp.full_like(position[..., 0], jnp.nan)
+    none = jnp.zeros_like(nan, jnp.int32)
     return KernelState(
-        i=zero,
-        z=split(position),
+        i=none,
+        z=each(split)(position),
         chain=chain,
         sampler=kept.sampler,
         warmup=warmup,
-        potential_energy=_potential(target, chain),
+        potential_energy=each(partial(_potential, target))(chain),
         energy=nan,
-        num_steps=zero,
+        num_steps=none,
         accept_prob=jnp.zeros_like(nan),
         mean_accept_prob=jnp.zeros_like(nan),
-        diverging=jnp.zeros((), bool),
-        adapt_state=AdaptState(_step_size(chains.sampler, position.dtype), zero),
+        diverging=jnp.zeros_like(nan, bool),
+        adapt_state=AdaptState(_step_size(chains.sampler, nan), none),
         rng_key=rng_key,
     )
 
 
-def advance(
-    target: Target, split: Split, adapt: Adaptation | None, state: KernelState
-) -> KernelState:
-    """One transition."""
+def advance(target: Target, split: Split, state: KernelState) -> KernelState:
+    """One transition of one chain, or of many that are tuned together."""
     step, warming, is_last = _clock(state)
-    key = fold_in(typed(state.rng_key), step)
+    enter, leave, each = _forms(state.chain.position)
+    key = each(lambda key: fold_in(typed(key), step))(state.rng_key)
 
     def move(sampler, chain):
-        noise = sampler.noise(key, chain.position)
-        chain, info = transition(target, sampler.at_step(step), chain, noise)
-        return chain, info, _told(target, chain, info)
+        noise = each(sampler.noise)(key, chain.position)
+        return transition(target, sampler.at_step(step), chain, noise)
 
-    def tune(chains, info):
-        """The adaptation is shown a batch of one."""
-        assert adapt is not None  # or there were no warm-up
-        states, infos = _batched((chains.states, info))
-        adaptation, sampler = adapt.update(chains.adaptation, chains.sampler, states, infos)
-        return Chains(states, sampler, adaptation)
+    def tune(warmup, chains, info):
+        """The adaptation after a transition, and the chains to keep if warm-up ends with it."""
+        states, infos = enter((chains.states, info))
+        adaptation, sampler = warmup.adapt.update(chains.adaptation, chains.sampler, states, infos)
+        states = warmup.adapt.repair(adaptation, states)
+        ends = is_last | warmup.adapt.is_done(adaptation)
+        until = jnp.where(ends, step + 1, warmup.num_warmup)
+        return ends, until, Chains(states, sampler, adaptation)
 
-    def settled(chains):
-        assert adapt is not None
-        end = settle(target, adapt, chains)
-        return _alone(end.states), end.sampler
+    def settled(warmup, chains):
+        end = settle(target, warmup.adapt, chains)
+        return leave(end.states), end.sampler
 
     def warm(state):
         """In warm-up, where its sampler has another form."""
         before = state.warmup
-        chain, info, told = move(before.sampler, before.chain)
-        chains = tune(Chains(chain, before.sampler, before.adaptation), info)
+        chain, info = move(before.sampler, before.chain)
+        ends, until, chains = tune(before, Chains(chain, before.sampler, before.adaptation), info)
         kept = (state.chain, state.sampler)
-        kept = lax.cond(is_last, lambda: settled(chains), lambda: kept)
-        warmup = WarmUp(before.num_warmup, chains.adaptation, chains.sampler, chain)
-        return *kept, warmup, told
+        kept = lax.cond(ends, lambda: settled(before, chains), lambda: kept)
+        chain = leave(chains.states)
+        after = WarmUp(until, before.adapt, chains.adaptation, chains.sampler, chain)
+        return *kept, after, each(partial(_told, target))(chain, info)
 
     def keep(state):
-        chain, _, told = move(state.sampler, state.chain)
-        return chain, state.sampler, state.warmup, told
+        chain, info = move(state.sampler, state.chain)
+        return chain, state.sampler, state.warmup, each(partial(_told, target))(chain, info)
 
     def same_form(state):
         """One program of the transition for warm-up and what follows it."""
-        chain, info, told = move(state.sampler, state.chain)
+        chain, info = move(state.sampler, state.chain)
 
-        def tuned(chain, sampler, adaptation):
-            chains = tune(Chains(chain, sampler, adaptation), info)
-            kept = (chain, chains.sampler)
-            return *lax.cond(is_last, lambda: settled(chains), lambda: kept), chains.adaptation
+        def tuned(chain, sampler, warmup):
+            ends, until, chains = tune(warmup, Chains(chain, sampler, warmup.adaptation), info)
+            kept = (leave(chains.states), chains.sampler)
+            kept = lax.cond(ends, lambda: settled(warmup, chains), lambda: kept)
+            return *kept, warmup._replace(num_warmup=until, adaptation=chains.adaptation)
 
-        chain, sampler, adaptation = lax.cond(
-            warming, tuned, lambda *same: same, chain, state.sampler, state.warmup.adaptation
-        )
-        return chain, sampler, state.warmup._replace(adaptation=adaptation), told
+        parts = (chain, state.sampler, state.warmup)
+        parts = lax.cond(warming, tuned, lambda *same: same, *parts)
+        return *parts, each(partial(_told, target))(parts[0], info)
 
     if state.warmup is None:
         parts = keep(state)
@@ -180,26 +187,35 @@ def advance(
     else:
         parts = lax.cond(warming, warm, keep, state)
     chain, sampler, warmup, told = parts
-    state = state._replace(chain=chain, sampler=sampler, warmup=warmup)
-    return _record(state, split, told)
+    moved = state._replace(chain=chain, sampler=sampler, warmup=warmup)
+    return _record(moved, each(split)(told.position), told, step, warming)
 
 
 def refreshed(target: Target, state: KernelState) -> KernelState:
     """The state after the density has changed: what is known at the position is found anew."""
-    if state.warmup is None or state.warmup.chain is None:
-        chain = _renewed(target, state.sampler, state.chain)
-        return state._replace(chain=chain, potential_energy=_potential(target, chain))
+    each = _forms(state.chain.position)[2]
 
-    def warm(state):
-        chain = _renewed(target, state.warmup.sampler, state.warmup.chain)
-        warmup = state.warmup._replace(chain=chain)
-        return state._replace(warmup=warmup, potential_energy=_potential(target, chain))
+    def renewed(sampler, chain):
+        chain = each(partial(_renewed, target, sampler))(chain)
+        return chain, each(partial(_potential, target))(chain)
 
     def keep(state):
-        chain = _renewed(target, state.sampler, state.chain)
-        return state._replace(chain=chain, potential_energy=_potential(target, chain))
+        chain, potential = renewed(state.sampler, state.chain)
+        return state._replace(chain=chain, potential_energy=potential)
 
+    def warm(state):
+        chain, potential = renewed(state.warmup.sampler, state.warmup.chain)
+        warmup = state.warmup._replace(chain=chain)
+        return state._replace(warmup=warmup, potential_energy=potential)
+
+    if state.warmup is None or state.warmup.chain is None:
+        return keep(state)
     return lax.cond(_clock(state)[1], warm, keep, state)
+
+
+def is_together(state: KernelState) -> bool:
+    """Whether the chains of a state share one sampler, tuned from all of them."""
+    return state.warmup is not None and state.i.ndim > state.warmup.num_warmup.ndim
 
 
 def typed(key: Array) -> Array:
@@ -224,10 +240,18 @@ def _(axis_size, in_batched, numbers):
     return first, jax.tree.map(lambda _: False, in_batched[0])
 
 
+def _forms(position):
+    """Into a batch and out of it, as an adaptation sees one chain; and what maps over chains."""
+    if position.ndim > 1:
+        return (lambda tree: tree), (lambda tree: tree), jax.vmap
+    return _batched, _alone, lambda function: function
+
+
 def _clock(state):
     """Number of the next transition, whether it is of warm-up, and whether its last."""
-    none = jnp.zeros((), jnp.int32)
-    step, end = common((state.i, none if state.warmup is None else state.warmup.num_warmup))
+    step = state.i if state.i.ndim == 0 else state.i[0]
+    end = jnp.zeros_like(step) if state.warmup is None else state.warmup.num_warmup
+    step, end = common((step, end))
     return step, step < end, step + 1 == end
 
 
@@ -245,25 +269,26 @@ def _told(target, chain, info) -> Told:
     )
 
 
-def _record(state, split, told) -> KernelState:
+def _record(state, z, told, step, warming) -> KernelState:
     """The state after a transition, its parts already in place."""
-    step, warming, _ = _clock(state)
-    begun = 0 if state.warmup is None else jnp.where(warming, 0, common(state.warmup.num_warmup))
+    begun, step_size = jnp.zeros_like(step), _step_size(state.sampler, told.accept_prob)
+    if state.warmup is not None:
+        end = common(state.warmup.num_warmup)
+        begun = jnp.where(warming, 0, end)
+        if state.warmup.sampler is not None:
+            now = _step_size(state.warmup.sampler, told.accept_prob)
+            step_size = jnp.where(step + 1 < end, now, step_size)
     rate = told.accept_prob
-    change = (rate - state.mean_accept_prob) / jnp.asarray(step + 1 - begun, rate.dtype)
-    step_size = _step_size(state.sampler, rate.dtype)
-    if state.warmup is not None and state.warmup.sampler is not None:
-        now = _step_size(state.warmup.sampler, rate.dtype)
-        step_size = jnp.where(step + 1 < state.warmup.num_warmup, now, step_size)
+    mean = jnp.where(step == begun, 0, state.mean_accept_prob)
     lost = jnp.asarray(warming & told.diverging, jnp.int32)
     return state._replace(
         i=state.i + 1,
-        z=split(told.position),
+        z=z,
         potential_energy=told.potential_energy,
         energy=told.energy,
         num_steps=told.num_steps,
         accept_prob=rate,
-        mean_accept_prob=jnp.where(step == begun, 0, state.mean_accept_prob) + change,
+        mean_accept_prob=mean + (rate - mean) / jnp.asarray(step + 1 - begun, rate.dtype),
         diverging=told.diverging,
         adapt_state=AdaptState(step_size, state.adapt_state.num_diverging + lost),
     )
@@ -293,9 +318,9 @@ def _renewed(target, sampler, chain):
     return merged(chain, sampler.init(target, chain.position))
 
 
-def _step_size(sampler, dtype):
-    """The step size, NaN for samplers without one."""
-    return jnp.asarray(step_size_of(sampler) if has_step_size(sampler) else jnp.nan, dtype)
+def _step_size(sampler, like):
+    """The step size for every chain, NaN for samplers without one."""
+    return jnp.full_like(like, step_size_of(sampler) if has_step_size(sampler) else jnp.nan)
 
 
 def _alone(tree):
