@@ -197,8 +197,8 @@ MUTANTS = [
     Mutant(
         "sign in the log Metropolis ratio",
         "samplers/base.py",
-        "jnp.sum(work + squares / 4)",
-        "jnp.sum(work - squares / 4)",
+        "bent = move + self.diffusion_time",
+        "bent = move - self.diffusion_time",
         f"{BALANCE}::test_detailed_balance_by_quadrature[MALA]",
     ),
     Mutant(
@@ -230,10 +230,24 @@ MUTANTS = [
         f"{BALANCE}::test_adjusted_kinetic_keeps_the_law_of_position_and_velocity",
     ),
     Mutant(
+        "a local step size that costs nothing",
+        "samplers/local_scale.py",
+        "jnp.where(is_local, cost, 0)",
+        "jnp.where(is_local, 0, cost)",
+        "test_local_scale.py::test_a_move_is_an_involution_of_unit_volume_accepted_by_its_energy",
+    ),
+    Mutant(
+        "metric of the scores turned round",
+        "samplers/fisher.py",
+        "geometric_mean(spread, force)",
+        "geometric_mean(force, spread)",
+        "../test_ensemble.py::test_metric_of_a_gaussian_is_exact_from_few_draws",
+    ),
+    Mutant(
         "uniform taken from the normals",
         "samplers/noise.py",
-        "unit[size:].reshape",
-        "unit[:rest].reshape",
+        "numbers[size:].reshape(uniforms)",
+        "numbers[:rest].reshape(uniforms)",
         "test_noise.py::test_normals_and_uniforms_are_independent",
     ),
     Mutant(

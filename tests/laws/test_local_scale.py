@@ -61,11 +61,17 @@ def test_a_move_is_an_involution_of_unit_volume_accepted_by_its_energy(target, x
     def energy(x, v, z):
         return target.potential(x) + v @ v / 2 + z**2 / 2
 
-    state, info = SAMPLER.step(target, point(target, x), LocalScaleNoise(v, z, jnp.zeros(())))
+    # There and back: one of the two is uphill.
     change = float(energy(end, back, normal) - energy(x, v, z))
-    assert float(info.acceptance_rate) == pytest.approx(min(1, np.exp(-change)), rel=1e-10)
-    if info.acceptance_rate > 0:
-        np.testing.assert_allclose(state.position, end, atol=1e-12)
+    assert abs(change) > 1e-3
+    for sign, (start, velocity, scale, goal) in zip(
+        (1, -1), ((x, v, z, end), (end, back, normal, x)), strict=True
+    ):
+        noise = LocalScaleNoise(velocity, scale, jnp.zeros(()))
+        state, info = SAMPLER.step(target, point(target, start), noise)
+        expected = min(1, np.exp(-sign * change))
+        assert float(info.acceptance_rate) == pytest.approx(expected, rel=1e-9)
+        np.testing.assert_allclose(state.position, goal, atol=1e-11)
 
 
 def test_without_spread_it_is_one_step_size():
