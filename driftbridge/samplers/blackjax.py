@@ -6,8 +6,9 @@ BlackJAX is imported here and nowhere else; `import driftbridge` does not load t
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
+import blackjax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,100 +16,62 @@ import numpy as np
 from blackjax.base import SamplingAlgorithm
 from blackjax.mcmc.metrics import LowRankInverseMassMatrix
 from jax import lax
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from driftbridge.runtime.dtypes import cast_floating, default_dtype
-from driftbridge.samplers.base import Info, Sampler, State, innermost
+from driftbridge.samplers.base import Facts, Info, Sampler, innermost
+from driftbridge.samplers.blackjax_algorithm import (
+    KEYS,
+    METRICS,
+    FromBlackJAX,
+    FromBlackJAXWithStepSize,
+    needed,
+)
+from driftbridge.samplers.blackjax_facts import FACTS
+from driftbridge.samplers.blackjax_state import (
+    BlackJAXState,
+    flattened,
+    from_blackjax_state,
+    refusing,
+    to_blackjax,
+    typed,
+)
+from driftbridge.samplers.low_rank import LowRankMetric
 from driftbridge.samplers.metric import DenseMetric, DiagonalMetric, Metric
 from driftbridge.samplers.preconditioned import Preconditioned
-from driftbridge.targets.base import Target
 from driftbridge.targets.leaves import check_positive
 
-
-class BlackJAXState(NamedTuple):
-    """What BlackJAX reads of a state, and what the sampler goes on from.
-
-    - `position`, `logdensity_grad`: trees of the structure of the position given to `init`.
-    - `rest`: the sampler's own state, without position, score and log density.
-    - `step`: number of transitions taken, on which schedules (jittered lengths) depend.
-    """
-
-    position: PyTree
-    logdensity: Float[Array, ""]
-    logdensity_grad: PyTree
-    rest: PyTree
-    step: Int[Array, ""]
+# Arguments of an algorithm that are leaves; all others are static.
+NUMBERS = (float, np.generic, np.ndarray, jax.Array)
 
 
-class FunctionTarget(Target):
-    """A log density of a tree of parameters, on the flat vector of its leaves.
+def as_blackjax(sampler: Any) -> "BlackJAXAlgorithm":
+    """A sampler as an algorithm of BlackJAX.
 
-    The function may capture traced values (a temperature): this target lives inside one trace.
-    """
-
-    dim: int = eqx.field(static=True)
-    fn: Callable = eqx.field(static=True)
-    unravel: Callable = eqx.field(static=True)
-
-    def log_density(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
-        return jnp.asarray(self.fn(self.unravel(x)), x.dtype)
-
-
-class LowRankMetric(Metric):
-    """`L = diag(scale) (I + U diag(roots - 1) U^T)`, `U` with orthonormal columns.
+    For `run_inference_algorithm`, `window_adaptation` and its like, and as the inner kernel of
+    tempered SMC, persistent sampling and nested sampling (`mcmc_init_fn=algorithm.init`,
+    `mcmc_step_fn=algorithm.build_kernel()`). Positions are trees of floating arrays.
 
     **Arguments:**
 
-    - `scale`: positive, shape `(dim,)`.
-    - `basis`: `U`, shape `(dim, rank)`.
-    - `roots`: positive, shape `(rank,)`.
+    - `sampler`: any sampler of this library. Its numbers are parameters of the kernel by name
+      (`step_size`, `friction`, ...) beside `inverse_mass_matrix`, in which it is `Preconditioned`.
+      A step size is in the sampler's unit of time: that of overdamped ones is half the square of
+      a leapfrog step. BlackJAX adapts by the acceptance rate: give it adjusted samplers, or
+      `WithEnergyError(sampler)`.
+
+    **Returns:** an object with `init`, `build_kernel` and the call `(logdensity_fn, **parameters)`.
+    Its infos are the sampler's: `acceptance_rate`, `is_divergent`, `num_gradients`.
     """
-
-    scale: Float[Array, " dim"]
-    basis: Float[Array, "dim rank"]
-    roots: Float[Array, " rank"]
-
-    def _stretch(self, x, roots):
-        inside = jnp.matmul(x, self.basis, precision=lax.Precision.HIGHEST)
-        return x + jnp.matmul(self.basis, (roots - 1) * inside, precision=lax.Precision.HIGHEST)
-
-    def unwhiten(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self.scale * self._stretch(z, self.roots)
-
-    def whiten(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self._stretch(x / self.scale, 1 / self.roots)
-
-    def whiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self._stretch(self.scale * score, self.roots)
-
-    def unwhiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self._stretch(score, 1 / self.roots) / self.scale
-
-
-def metric_of(inverse_mass_matrix: Any, dim: int) -> Metric:
-    """The metric with `L L^T` an inverse mass matrix in one of BlackJAX's forms of arrays.
-
-    Raises `TypeError` for a metric made of functions.
-    """
-    if isinstance(inverse_mass_matrix, LowRankInverseMassMatrix):
-        sigma, basis, eigenvalues = inverse_mass_matrix
-        return LowRankMetric(sigma, basis, jnp.sqrt(eigenvalues))
-    if callable(inverse_mass_matrix) or isinstance(inverse_mass_matrix, tuple):
+    if not isinstance(sampler, Sampler):
         raise TypeError(
-            "inverse_mass_matrix must be a number, a vector of variances, a covariance or a "
-            f"LowRankInverseMassMatrix; got a {type(inverse_mass_matrix).__name__}."
+            f"sampler must be a driftbridge Sampler, such as MALA(0.1); got {sampler!r}."
         )
-    if np.ndim(inverse_mass_matrix) == 2:
-        return DenseMetric.from_covariance(inverse_mass_matrix)
-    return DiagonalMetric.from_variance(jnp.broadcast_to(inverse_mass_matrix, (dim,)))
+    return BlackJAXAlgorithm(sampler)
 
 
 class BlackJAXAlgorithm(eqx.Module):
-    """What `as_blackjax` returns: it stands where BlackJAX takes an algorithm of its own.
-
-    `algorithm(logdensity_fn, **parameters)` gives a `SamplingAlgorithm`.
-    """
+    """What `as_blackjax` returns: it stands where BlackJAX takes an algorithm of its own."""
 
     sampler: Sampler
 
@@ -134,7 +97,7 @@ class BlackJAXAlgorithm(eqx.Module):
             parameters |= dict(zip(names, values, strict=False))
             target, flat = flattened(logdensity_fn, state.position)
             sampler = configured(self.sampler, parameters, flat).at_step(state.step)
-            before = from_state(state, flat)
+            before = from_blackjax_state(state, flat)
             new, info = sampler.step(target, before, sampler.noise(typed(rng_key), flat))
             if not sampler.facts.adjusted:
                 new, info = refusing(new, info, sampler.refuse(before))
@@ -153,8 +116,9 @@ class BlackJAXAlgorithm(eqx.Module):
         return kernel
 
     def __call__(self, logdensity_fn: Callable, **parameters: Any) -> SamplingAlgorithm:
-        require_known(parameters, parameters_of(self.sampler), innermost(self.sampler))
-        check_positive(step_size=parameters.get("step_size", 1.0))
+        """The algorithm for one density, with its parameters set."""
+        require_known(parameters, self.sampler)
+        check_positive(step_size=parameters.get("step_size"))
         kernel = self.build_kernel()
 
         def init(position, rng_key=None):
@@ -166,85 +130,6 @@ class BlackJAXAlgorithm(eqx.Module):
         return SamplingAlgorithm(init, step)
 
 
-def as_blackjax(sampler: Sampler) -> BlackJAXAlgorithm:
-    """A sampler as an algorithm of BlackJAX.
-
-    For `run_inference_algorithm`, `window_adaptation` and `staged_adaptation`, and as the inner
-    kernel of tempered SMC, persistent sampling and nested sampling (`mcmc_init_fn=algorithm.init`,
-    `mcmc_step_fn=algorithm.build_kernel()`). Positions are trees of floating arrays.
-
-    **Arguments:**
-
-    - `sampler`: any sampler of this library. Its numbers are parameters of the kernel by name
-      (`step_size`, `friction`, ...), the first two being `step_size` and `inverse_mass_matrix`;
-      with the latter it is `Preconditioned`. A step size is a time of the sampler, which for
-      overdamped ones is half the square of a leapfrog step. Adaptations of BlackJAX read an
-      acceptance rate: give them adjusted samplers, or `WithEnergyError(sampler)`.
-
-    **Returns:** an object with `init`, `build_kernel` and a call `(logdensity_fn, **parameters)`.
-    Infos are those of the sampler: `acceptance_rate`, `is_divergent`, `num_gradients`.
-    """
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler must be a driftbridge Sampler, such as MALA(0.1); got {sampler}.")
-    return BlackJAXAlgorithm(sampler)
-
-
-def flattened(
-    logdensity_fn: Callable, position: PyTree
-) -> tuple[FunctionTarget, Float[Array, " dim"]]:
-    """A log density of trees as a target, and one tree as its position.
-
-    Raises `TypeError` for a leaf that is not floating.
-    """
-    for path, leaf in jax.tree.leaves_with_path(position):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            name = jax.tree_util.keystr(path) or "position"
-            raise TypeError(f"{name} has dtype {jnp.result_type(leaf)}; give a floating array.")
-    flat, unravel = ravel_pytree(position)
-    # Of a Python float the array is weakly typed, which a loop does not carry.
-    flat = lax.convert_element_type(flat, flat.dtype)
-    return FunctionTarget(flat.size, logdensity_fn, unravel), flat
-
-
-def to_blackjax(target: FunctionTarget, state: State, step: Int[Array, ""]) -> BlackJAXState:
-    """The state as BlackJAX reads it; what the sampler does not keep is computed here.
-
-    Where nothing reads it the compiler drops that, as in the inner kernels of SMC.
-    """
-    own = state._asdict()
-    value, score = own.get("log_density"), own.get("score")
-    if value is None or score is None:
-        value, score = target.value_and_score(state.position)
-    shared = {name: None for name in ("position", "log_density", "score") if name in own}
-    return BlackJAXState(
-        target.unravel(state.position), value, target.unravel(score), state._replace(**shared), step
-    )
-
-
-def from_state(state: BlackJAXState, flat: Float[Array, " dim"]) -> State:
-    """The sampler's own state."""
-    known = {"position": flat, "log_density": state.logdensity}
-    known["score"] = ravel_pytree(state.logdensity_grad)[0]
-    own = state.rest._fields
-    return state.rest._replace(**{name: value for name, value in known.items() if name in own})
-
-
-def refusing(new: State, info: Info, old: State) -> tuple[State, Info]:
-    """`old` where the new position is not finite, counted as a divergence."""
-    is_finite = jnp.isfinite(jnp.sum(new.position))
-    state = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
-    return state, info._replace(
-        acceptance_rate=jnp.where(is_finite, info.acceptance_rate, 0),
-        is_divergent=info.is_divergent | ~is_finite,
-    )
-
-
-def typed(key: Any) -> Key[Array, ""]:
-    """The key as a typed one; BlackJAX takes both kinds."""
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key if is_typed else jax.random.wrap_key_data(key)
-
-
 def parameters_of(sampler: Sampler) -> tuple[str, ...]:
     """Names of what a kernel of this sampler takes: numbers, and the inverse mass matrix."""
     fields = dataclasses.fields(innermost(sampler))
@@ -253,18 +138,18 @@ def parameters_of(sampler: Sampler) -> tuple[str, ...]:
     return tuple(numbers)
 
 
-def require_known(parameters: Iterable[str], names: Iterable[str], taker: Any) -> None:
-    """Raise `TypeError` naming a parameter that is not taken, and those that are."""
+def require_known(parameters: Iterable[str], sampler: Sampler) -> None:
+    """Raise `TypeError` naming a parameter that the sampler has not, and those that it has."""
+    names = parameters_of(sampler)
     for name in parameters:
         if name not in names:
-            raise TypeError(
-                f"{type(taker).__name__} has no parameter {name!r}; it has {', '.join(names)}."
-            )
+            taker = type(innermost(sampler)).__name__
+            raise TypeError(f"{taker} has no parameter {name!r}; it has {', '.join(names)}.")
 
 
 def configured(sampler: Sampler, parameters: dict, like: Float[Array, " dim"]) -> Sampler:
     """The sampler with these numbers, in the metric of an inverse mass matrix if there is one."""
-    require_known(parameters, parameters_of(sampler), innermost(sampler))
+    require_known(parameters, sampler)
     given = {name: value for name, value in parameters.items() if value is not None}
     given = cast_floating(given, like.dtype)
     inverse_mass_matrix = given.pop("inverse_mass_matrix", None)
@@ -274,3 +159,121 @@ def configured(sampler: Sampler, parameters: dict, like: Float[Array, " dim"]) -
         inner = sampler.sampler if isinstance(sampler, Preconditioned) else sampler
         sampler = Preconditioned(inner, metric_of(inverse_mass_matrix, like.size))
     return cast_floating(sampler, like.dtype)
+
+
+def metric_of(inverse_mass_matrix: Any, dim: int | None = None) -> Metric:
+    """The metric with `L L^T` an inverse mass matrix in one of BlackJAX's forms of arrays.
+
+    Raises `TypeError` for a metric made of functions, or a number where `dim` is not known.
+    """
+    if isinstance(inverse_mass_matrix, LowRankInverseMassMatrix):
+        sigma, basis, eigenvalues = inverse_mass_matrix
+        return LowRankMetric(sigma, basis, jnp.sqrt(eigenvalues))
+    if callable(inverse_mass_matrix) or isinstance(inverse_mass_matrix, tuple):
+        raise TypeError(
+            "inverse_mass_matrix must be a vector of variances, a covariance or a "
+            f"LowRankInverseMassMatrix; got a {type(inverse_mass_matrix).__name__}."
+        )
+    if np.ndim(inverse_mass_matrix) == 2:
+        return DenseMetric.from_covariance(inverse_mass_matrix)
+    if np.ndim(inverse_mass_matrix) == 0:
+        if dim is None:
+            raise TypeError(
+                "inverse_mass_matrix must be a vector of variances, one for each coordinate, or a "
+                f"covariance; got the number {inverse_mass_matrix}."
+            )
+        inverse_mass_matrix = jnp.broadcast_to(inverse_mass_matrix, (dim,))
+    return DiagonalMetric.from_variance(inverse_mass_matrix)
+
+
+def from_blackjax(
+    algorithm: Any,
+    *,
+    inverse_mass_matrix: Any = None,
+    facts: Facts | None = None,
+    **parameters: Any,
+) -> Sampler:
+    """An algorithm of BlackJAX as a sampler: `from_blackjax(blackjax.nuts, step_size=0.1)`.
+
+    It runs in `driftbridge.sample` with its warm-up, store, resume and report. Where the algorithm
+    is exact and has a step size, `Warmup` tunes that by the acceptance rate, and the metric.
+
+    **Arguments:**
+
+    - `algorithm`: `blackjax.nuts`, `hmc`, `mclmc`, ...: what in BlackJAX has `init` and
+      `build_kernel`, not yet called with a density.
+    - `inverse_mass_matrix`: None for the identity; variances `(dim,)`, a covariance `(dim, dim)` or
+      a `LowRankInverseMassMatrix`. The sampler is then `Preconditioned`.
+    - `facts`: what is to be known of an algorithm that is not BlackJAX's own.
+    - `parameters`: what else the kernel or `build_kernel` takes, by name. Floats and arrays are
+      leaves; integers, functions, strings and tuples are static. `step_size` is 0.1 unless given.
+
+    **Returns:** a `Sampler`. It counts gradients as BlackJAX's default integrators take them.
+
+    **Raises:** `TypeError` for an algorithm that was called with a density, one that does not
+    sample the density alone, and parameters that are missing or unknown.
+    """
+    name = name_of(algorithm)
+    known = FACTS.get(name) if isinstance(name, str) else None
+    described = known if facts is None else facts
+    if described is None:
+        raise TypeError(refusal(algorithm, name))
+    accepted = accepted_by(algorithm, parameters)
+    takes_step = "step_size" in accepted
+    given = ({"step_size": 0.1} if takes_step else {}) | parameters
+    if inverse_mass_matrix is not None and not (takes_step or set(METRICS) & accepted.keys()):
+        given["inverse_mass_matrix"] = inverse_mass_matrix  # refused with what is unknown
+    require_whole(algorithm, name, given, accepted)
+    step_size: Any = given.pop("step_size") if takes_step and described.adjusted else None
+    numbers = {k: v for k, v in given.items() if isinstance(v, NUMBERS)}
+    choices = tuple((k, v) for k, v in given.items() if k not in numbers)
+    if step_size is None:
+        sampler = FromBlackJAX(name, numbers, choices, described)
+    else:
+        step_size = float(step_size) if isinstance(step_size, int) else step_size
+        sampler = FromBlackJAXWithStepSize(name, numbers, choices, described, step_size)
+    if inverse_mass_matrix is None:
+        return sampler
+    return Preconditioned(sampler, metric_of(inverse_mass_matrix))
+
+
+def name_of(algorithm: Any) -> Any:
+    """The name of an algorithm in `blackjax`, which a store can hold; else the object itself."""
+    public = {name: thing for name, thing in vars(blackjax).items() if thing is algorithm}
+    own = [name for name in FACTS if name in public]
+    return next(iter([*own, *public]), algorithm)
+
+
+def accepted_by(algorithm: Any, parameters: dict) -> dict[str, inspect.Parameter]:
+    """What `build_kernel` and the kernel it builds take, by name."""
+    options = inspect.signature(algorithm.build_kernel).parameters
+    kernel = algorithm.build_kernel(**{k: v for k, v in parameters.items() if k in options})
+    return {**options, **dict(list(inspect.signature(kernel).parameters.items())[3:])}
+
+
+def require_whole(algorithm: Any, name: Any, given: dict, accepted: dict) -> None:
+    """Raise `TypeError` for a parameter that is unknown, and for one that is missing."""
+    for parameter in given:
+        if parameter not in accepted:
+            raise TypeError(f"{name} has no parameter {parameter!r}; it has {', '.join(accepted)}.")
+    for parameter, how in accepted.items():
+        if how.default is inspect.Parameter.empty and parameter not in {*given, *METRICS}:
+            raise TypeError(f"{name} needs {parameter}: write from_blackjax(..., {parameter}=...).")
+    for parameter in needed(algorithm.init):
+        if parameter not in KEYS:
+            raise TypeError(f"the init of {name} needs {parameter!r}, of which a sampler has none.")
+
+
+def refusal(algorithm: Any, name: Any) -> str:
+    """Why an algorithm cannot be a sampler, and what to give instead."""
+    if isinstance(algorithm, SamplingAlgorithm):
+        return (
+            "the algorithm holds a density already, and sample(target) gives a sampler its own: "
+            "write from_blackjax(blackjax.nuts, step_size=0.1), not blackjax.nuts(logdensity, ...)."
+        )
+    if isinstance(name, str):
+        return (
+            f"blackjax.{name} does not sample a density that is given alone; those that do are "
+            f"{', '.join(FACTS)}."
+        )
+    return f"{algorithm!r} is no algorithm of BlackJAX; say what it is by facts=Facts(...)."
