@@ -132,9 +132,6 @@ class SamplerKernel(MCMCKernel):
     nothing can be raised about numbers: a chain with such a start is diverging at every draw.
     """
 
-    sample_field = "z"
-    default_fields = ("z", "diverging")
-
     def __init__(
         self,
         model: Any = None,
@@ -156,6 +153,14 @@ class SamplerKernel(MCMCKernel):
         self._sampler, self._adapt = sampler, adapt
         self._coordinates: Coordinates | None = None
         self._sites: Sites | None = None
+
+    @property
+    def sample_field(self) -> str:
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        return ("z", "diverging")
 
     @property
     def model(self) -> Callable | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -304,18 +304,17 @@ def _potential(target, chain):
 def _renewed(target, sampler, chain):
     """The chain with its scores and log densities of the target as it is now."""
 
-    def merged(old, new):
-        if not isinstance(old, tuple):
-            return old
-        known = ("score", "log_density")
-        return old._replace(
-            **{
-                name: getattr(new, name) if name in known else merged(part, getattr(new, name))
-                for name, part in old._asdict().items()
-            }
-        )
+    def merged(name, old, new):
+        if name in ("score", "log_density"):
+            return new
+        return fields(old, new) if isinstance(old, tuple) else old
 
-    return merged(chain, sampler.init(target, chain.position))
+    def fields(old: Any, new: Any):
+        news = new._asdict()
+        parts = {name: merged(name, part, news[name]) for name, part in old._asdict().items()}
+        return old._replace(**parts)
+
+    return fields(chain, sampler.init(target, chain.position))
 
 
 def _step_size(sampler, like):
