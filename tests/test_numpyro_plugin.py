@@ -365,6 +365,17 @@ def test_bad_starts_are_named(model, arguments, init_params, message):
         run.run(jax.random.key(0), *arguments, init_params=init_params)
 
 
+def moving(weights):
+    c = numpyro.sample("c", dist.Categorical(weights))
+    numpyro.sample("x", dist.Uniform(0.0, 1.0 + c))
+
+
+def test_supports_that_move_between_blocks_are_named():
+    blocks = [(DiscreteGibbs(moving), discrete_latent_sites), (SamplerKernel(moving), None)]
+    with pytest.raises(ValueError, match="the supports of x depend on c, of another block"):
+        mcmc(Gibbs(blocks), num_chains=1).run(jax.random.key(0), jnp.ones(2) / 2)
+
+
 def test_potential_needs_a_start():
     run = mcmc(SamplerKernel(potential_fn=lambda z: z**2))
     with pytest.raises(ValueError, match="has no other start"):

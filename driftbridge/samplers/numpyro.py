@@ -3,17 +3,16 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float, PyTree
+from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import PyTree
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import identity, is_prng_key
@@ -26,6 +25,7 @@ from driftbridge.samplers.base import Sampler, has_step_size
 from driftbridge.samplers.door import check_kinds, check_target
 from driftbridge.samplers.ensemble import LEAST_CHAINS, EnsembleWarmup
 from driftbridge.samplers.initial import ATTEMPTS, UniformStart
+from driftbridge.samplers.numpyro_coordinates import Coordinates, Potential
 from driftbridge.samplers.numpyro_state import (
     KernelState,
     advance,
@@ -36,75 +36,8 @@ from driftbridge.samplers.numpyro_state import (
 )
 from driftbridge.targets.arguments import Arguments
 from driftbridge.targets.base import Target
-from driftbridge.targets.layout import Layout
 from driftbridge.targets.numpyro import NumPyroModel, Sites, from_numpyro
 from driftbridge.targets.numpyro_constraint import permitting
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """How NumPyro's tree of unconstrained values is laid out in a flat position."""
-
-    layout: Layout
-    leaves: tuple[str, ...]
-    treedef: Any
-
-    def split(self, position: Float[Array, " dim"]) -> PyTree:
-        parts = self.layout.split(position)
-        return jax.tree.unflatten(self.treedef, [parts[name] for name in self.leaves])
-
-    def join(self, z: PyTree) -> Float[Array, " dim"]:
-        """Raises `ValueError` or `TypeError` naming a leaf of a wrong kind."""
-        if jax.tree.structure(z) != self.treedef:
-            raise ValueError(
-                f"init_params must have one array for each of {', '.join(self.leaves)}, in "
-                f"unconstrained space, as {self.treedef}; got {jax.tree.structure(z)}."
-            )
-        named = dict(zip(self.leaves, map(jnp.asarray, jax.tree.leaves(z)), strict=True))
-        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
-            if named[name].shape != shape:
-                raise ValueError(
-                    f"init_params has shape {named[name].shape} for {name!r}, whose unconstrained "
-                    f"shape is {shape}."
-                )
-            if not jnp.issubdtype(named[name].dtype, jnp.floating):
-                raise TypeError(f"init_params must be floating; {name!r} is {named[name].dtype}.")
-        return self.layout.join(named)
-
-    def label(self, index: int) -> str:
-        """Name of one coordinate of a position."""
-        for name, shape, size in zip(
-            self.layout.names, self.layout.shapes, self.layout.sizes, strict=True
-        ):
-            if index < size:
-                place = ", ".join(str(i) for i in np.unravel_index(index, shape))
-                return f"{name}[{place}]" if place else name
-            index -= size
-        raise IndexError(index)
-
-    @classmethod
-    def of_model(cls, layout: Layout) -> "Coordinates":
-        names = tuple(sorted(layout.names))
-        return cls(layout, names, jax.tree.structure(dict.fromkeys(names, 0)))
-
-    @classmethod
-    def of_tree(cls, z: PyTree) -> "Coordinates":
-        paths, treedef = jax.tree.flatten_with_path(z)
-        names = tuple(jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths)
-        names = tuple(name or "z" for name in names)
-        shapes = tuple(tuple(jnp.shape(leaf)) for _, leaf in paths)
-        return cls(Layout(names, shapes), names, treedef)
-
-
-class Potential(Target):
-    """The density `exp(-fn(z))`."""
-
-    dim: int = eqx.field(static=True)
-    fn: Callable[[PyTree], Any] = eqx.field(static=True)
-    coordinates: Coordinates = eqx.field(static=True)
-
-    def log_density(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
-        return -jnp.asarray(self.fn(self.coordinates.split(x)), x.dtype)
 
 
 class SamplerKernel(MCMCKernel):
@@ -183,7 +116,7 @@ class SamplerKernel(MCMCKernel):
         """The state before the first transition, of one chain or of one for each of many keys."""
         is_one = is_prng_key(rng_key)
         target = self._found(init_params, is_one, model_args, model_kwargs)
-        positions = self._positions(target, init_params, is_one, model_kwargs)
+        positions = self._positions(target, init_params, is_one, model_args, model_kwargs)
         dtype = default_dtype() if positions is None else positions.dtype
         sampler, adapt, start = choose(
             self._sampler, self._adapt, None, 1 if is_one else rng_key.shape[0], 1, num_warmup
@@ -283,13 +216,15 @@ class SamplerKernel(MCMCKernel):
         assert self._sites is not None
         return NumPyroModel(layout.dim, Arguments(self._model, args, kwargs), layout, self._sites)
 
-    def _positions(self, target, init_params, is_one, kwargs):
+    def _positions(self, target, init_params, is_one, args, kwargs):
         """Flat positions of given starts, or None."""
         if init_params is None:
             return None
         assert self._coordinates is not None
         join = self._coordinates.join
         if self._model is not None and GIBBS_SITES_KWARG in (kwargs or {}):
+            z = self._coordinates.split(jnp.zeros(target.dim))
+            _refuse_moving_supports(self._model, args, kwargs, z)
             join = target.unconstrain  # Gibbs gives constrained values
         return join(init_params) if is_one else jax.vmap(join)(init_params)
 
@@ -389,3 +324,23 @@ def _by_supports(model, args, kwargs, z):
         substituted = numpyro.handlers.substitute(seeded, substitute_fn=value)
         trace = numpyro.handlers.trace(substituted).get_trace(*args, **kwargs)
         return {name: trace[name]["value"] for name in z}
+
+
+def _refuse_moving_supports(model, args, kwargs, z):
+    """Raise where the bijections of a block of Gibbs depend on sites of other blocks.
+
+    Gibbs asks for constrained values before it tells the sites they would depend on.
+    """
+
+    def constrained(others):
+        return _by_supports(model, args, kwargs | {GIBBS_SITES_KWARG: others}, z)
+
+    others = kwargs[GIBBS_SITES_KWARG]
+    jaxpr = jax.make_jaxpr(constrained)(others).jaxpr
+    used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+    moving = [name for name, uses in zip(sorted(others), used, strict=True) if uses]
+    if moving:
+        raise ValueError(
+            f"the supports of {', '.join(z)} depend on {', '.join(moving)}, of another block "
+            "of Gibbs; give these sites to one block."
+        )
