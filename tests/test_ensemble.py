@@ -90,7 +90,7 @@ def gaussian():
     return DenseGaussian(*(np.asarray(a, np.float32) for a in single))
 
 
-@pytest.mark.parametrize("radius", [0.1, 30.0])
+@pytest.mark.parametrize("radius", [0.1, 30.0, 1e4])
 def test_ensemble_ends_its_warmup_and_draws_the_law(gaussian, radius):
     draws = db.sample(
         gaussian, num_chains=16, num_samples=256, init=Gathering(UniformStart(radius)), key=1

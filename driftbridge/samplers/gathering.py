@@ -166,7 +166,10 @@ def one_step(value_and_score, metric, points, velocity, log_step, normal, unifor
     end = kicked + h / 2 * jax.vmap(metric.whiten_score)(new.score)
     kinetic = jnp.sum((end - velocity) * (end + velocity), axis=1) / 2
     error = points.log_density - new.log_density + kinetic
-    error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+    # Far out a potential of 1e7 is known to one unit in float32: what is less than its rounding is
+    # no error, or no step would be small enough.
+    rounding = 8 * jnp.finfo(error.dtype).eps * jnp.abs(points.log_density)
+    error = jnp.where(jnp.isfinite(error), error - rounding, jnp.inf)
     accepted = uniform < jnp.exp(-jnp.maximum(error, 0))
     change = jnp.where(accepted, 0.1, jnp.where(error > 100, math.log(0.2), -0.3))
     log_step = jnp.clip(log_step + change, math.log(1e-14), math.log(3.0))
