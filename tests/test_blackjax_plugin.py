@@ -258,6 +258,12 @@ def test_positions_are_any_tree():
         algorithm.init(({"m": jnp.zeros(2, int)}, 0.5))
 
 
+def test_the_density_may_be_a_method_of_a_target():
+    schools = db.targets.EightSchoolsNonCentered()
+    state = as_blackjax(MALA())(schools.log_density).init(jnp.full(10, 0.1))
+    np.testing.assert_allclose(state.logdensity_grad, schools.score(state.position), rtol=1e-5)
+
+
 def test_steps_of_equal_shapes_are_traced_once():
     traces = []
 

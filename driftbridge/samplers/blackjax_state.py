@@ -58,7 +58,8 @@ def flattened(
     flat, unravel = ravel_pytree(position)
     # Of a Python float the array is weakly typed, which a loop does not carry.
     flat = lax.convert_element_type(flat, flat.dtype)
-    return FunctionTarget(flat.size, logdensity_fn, unravel), flat
+    # A method of a module is a tree of arrays, which a static field must not be.
+    return FunctionTarget(flat.size, lambda tree: logdensity_fn(tree), unravel), flat
 
 
 def to_blackjax(target: FunctionTarget, state: State, step: Int[Array, ""]) -> BlackJAXState:
