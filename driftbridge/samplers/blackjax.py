@@ -41,6 +41,8 @@ from driftbridge.samplers.metric import DenseMetric, DiagonalMetric, Metric
 from driftbridge.samplers.preconditioned import Preconditioned
 from driftbridge.targets.leaves import check_positive
 
+# What BlackJAX's warm-ups tune, in the order in which they hand it to a kernel.
+FIRST = ("step_size", "inverse_mass_matrix")
 # Arguments of an algorithm that are leaves; all others are static.
 NUMBERS = (float, np.generic, np.ndarray, jax.Array)
 
@@ -57,8 +59,8 @@ def as_blackjax(sampler: Any) -> "BlackJAXAlgorithm":
     - `sampler`: any sampler of this library. Its numbers are parameters of the kernel by name
       (`step_size`, `friction`, ...) beside `inverse_mass_matrix`, in which it is `Preconditioned`.
       A step size is in the sampler's unit of time: that of overdamped ones is half the square of
-      a leapfrog step. BlackJAX adapts by the acceptance rate: give it adjusted samplers, or
-      `WithEnergyError(sampler)`.
+      a leapfrog step. BlackJAX's warm-ups tune to an acceptance rate: give them adjusted
+      samplers.
 
     **Returns:** an object with `init`, `build_kernel` and the call `(logdensity_fn, **parameters)`.
     Its infos are the sampler's: `acceptance_rate`, `is_divergent`, `num_gradients`.
@@ -91,7 +93,8 @@ class BlackJAXAlgorithm(eqx.Module):
 
         What is left out, or None, is as in the sampler.
         """
-        names = parameters_of(self.sampler)
+        known = parameters_of(self.sampler)
+        names = (*FIRST, *(name for name in known if name not in FIRST))
 
         def kernel(rng_key, state, logdensity_fn, *values, **parameters):
             parameters |= dict(zip(names, values, strict=False))
@@ -131,11 +134,15 @@ class BlackJAXAlgorithm(eqx.Module):
 
 
 def parameters_of(sampler: Sampler) -> tuple[str, ...]:
-    """Names of what a kernel of this sampler takes: numbers, and the inverse mass matrix."""
-    fields = dataclasses.fields(innermost(sampler))
-    numbers = [f.name for f in fields if not f.metadata.get("static", False)]
-    numbers.insert(1 if numbers[:1] == ["step_size"] else 0, "inverse_mass_matrix")
-    return tuple(numbers)
+    """Names of what a kernel of this sampler takes: numbers, and the inverse mass matrix.
+
+    The first two are those that BlackJAX's warm-ups give without names, if there is a step size.
+    """
+    bare = innermost(sampler)
+    fields = [f.name for f in dataclasses.fields(bare) if not f.metadata.get("static", False)]
+    numbers = [name for name in fields if not isinstance(getattr(bare, name), dict)]
+    first = [name for name in FIRST if name in numbers or name == "inverse_mass_matrix"]
+    return (*first, *(name for name in numbers if name not in FIRST))
 
 
 def require_known(parameters: Iterable[str], sampler: Sampler) -> None:
@@ -149,8 +156,8 @@ def require_known(parameters: Iterable[str], sampler: Sampler) -> None:
 
 def configured(sampler: Sampler, parameters: dict, like: Float[Array, " dim"]) -> Sampler:
     """The sampler with these numbers, in the metric of an inverse mass matrix if there is one."""
-    require_known(parameters, sampler)
     given = {name: value for name, value in parameters.items() if value is not None}
+    require_known(given, sampler)
     given = cast_floating(given, like.dtype)
     inverse_mass_matrix = given.pop("inverse_mass_matrix", None)
     for name, value in given.items():
