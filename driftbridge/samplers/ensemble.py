@@ -72,7 +72,8 @@ class EnsembleWarmup(Adaptation):
       `cos` of the angle covered, which is to be a right angle. At most `π/2` times the standard
       deviation of that direction, so that slow mixing that is no oscillation does not drive it.
     - *Local step sizes*, where the size of the whitened score is more uneven than a Gaussian's:
-      spread 0.3, and 1 where it is far more so. Never taken back.
+      spread 0.3, and 1 where it is far more so, or where a chain accepts less than 0.4 of its moves
+      in a window. Never taken back.
     - *Lost chains* (far below the others in density, or hardly ever accepted) are moved to where
       another chain is, and counted.
     - *The end*: two windows in a row, without lost chains, in which no coordinate and not the
@@ -199,6 +200,9 @@ def close_window(
     )
     spread = jnp.asarray(spread_of(sampler))
     uneven = unevenness(metric, history.score[WINDOW:])
+    # A chain at half the acceptance wanted sits where one step size for all is too large.
+    slowest = jnp.min(jnp.mean(history.acceptance[WINDOW:], axis=0))
+    uneven = jnp.where(slowest < ACCEPTANCE / 2, jnp.inf, uneven)
     wider = spread
     for least, wanted in SPREADS:
         wider = jnp.where(uneven > least, jnp.maximum(wider, wanted), wider)
