@@ -408,6 +408,14 @@ def test_posterior_is_that_of_a_closed_form():
     assert abs(draws.var() - 0.8) < 5 * 0.8 * np.sqrt(2 / 4000)
 
 
+def test_starts_by_a_strategy():
+    strategy = numpyro.infer.init_to_value(values={"mu": 1.5, "tau": 2.0, "eta": jnp.ones(5)})
+    kernel = SamplerKernel(schools, samplers.MALA(), init_strategy=strategy)
+    z = kernel.init(jax.random.split(jax.random.key(0), 4), 0, None, (SIGMA, Y)).z
+    np.testing.assert_allclose(z["mu"], 1.5)
+    np.testing.assert_allclose(z["tau"], np.log(2.0), rtol=1e-6)  # float32
+
+
 def conjugate(y):
     mu = numpyro.sample("mu", dist.Normal(0, 2))
     numpyro.sample("y", dist.Normal(mu, 1), obs=y)

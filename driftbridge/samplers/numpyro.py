@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from driftbridge.samplers.automatic import choose
 from driftbridge.samplers.base import Sampler, has_step_size
 from driftbridge.samplers.door import check_kinds, check_target
 from driftbridge.samplers.ensemble import LEAST_CHAINS, EnsembleWarmup
-from driftbridge.samplers.initial import ATTEMPTS, UniformStart
+from driftbridge.samplers.initial import ATTEMPTS, Initial
 from driftbridge.samplers.numpyro_coordinates import Coordinates, Potential
 from driftbridge.samplers.numpyro_state import (
     KernelState,
@@ -38,6 +39,21 @@ from driftbridge.targets.arguments import Arguments
 from driftbridge.targets.base import Target
 from driftbridge.targets.numpyro import NumPyroModel, Sites, from_numpyro
 from driftbridge.targets.numpyro_constraint import permitting
+
+
+class StrategyStart(Initial):
+    """Starts of a NumPyro model by one of NumPyro's own strategies."""
+
+    strategy: Callable = eqx.field(static=True)
+
+    def propose(self, target: Any, key, like):
+        model, args, kwargs = target.arguments.tree
+        with permitting(like.dtype) as numpyro:
+            seeded = numpyro.handlers.seed(model, key)
+            substituted = numpyro.handlers.substitute(seeded, substitute_fn=self.strategy)
+            trace = numpyro.handlers.trace(substituted).get_trace(*args, **kwargs)
+        values = {name: trace[name]["value"] for name in target.layout.names}
+        return jnp.asarray(target.unconstrain(values), like.dtype)
 
 
 class SamplerKernel(MCMCKernel):
@@ -58,6 +74,8 @@ class SamplerKernel(MCMCKernel):
     - `sampler`: a sampler on unconstrained space; None takes what `driftbridge.sample` does: from
       16 vectorized chains on `LocalScaleHMC`, tuned together, else `JitteredHMC`.
     - `adapt`: the warm-up; `"auto"` takes the one that suits the sampler, None leaves it as it is.
+    - `init_strategy`: where chains of a model start, one of `numpyro.infer.init_to_median` and its
+      like; None draws from a cube as `driftbridge.sample` does.
 
     **Raises:** `ValueError` or `TypeError` for arguments of a wrong kind here; in `MCMC.run` for a
     model that `from_numpyro` refuses (discrete latent sites, named, and others), for an ensemble
@@ -72,6 +90,7 @@ class SamplerKernel(MCMCKernel):
         *,
         potential_fn: Callable[[PyTree], Any] | None = None,
         adapt: Any = "auto",
+        init_strategy: Callable | None = None,
     ):
         if (model is None) == (potential_fn is None):
             raise ValueError("give one of model and potential_fn: SamplerKernel(model, MALA(0.1)).")
@@ -82,8 +101,10 @@ class SamplerKernel(MCMCKernel):
             )
         alone = choose(sampler, adapt, None, 1, 1, 0)
         check_kinds(alone.sampler, alone.adapt, None)
+        if init_strategy is not None and model is None:
+            raise ValueError("init_strategy needs a model; a potential_fn starts at init_params.")
         self._model, self._potential_fn = model, potential_fn
-        self._sampler, self._adapt = sampler, adapt
+        self._sampler, self._adapt, self._init_strategy = sampler, adapt, init_strategy
         self._coordinates: Coordinates | None = None
         self._sites: Sites | None = None
 
@@ -118,8 +139,10 @@ class SamplerKernel(MCMCKernel):
         target = self._found(init_params, is_one, model_args, model_kwargs)
         positions = self._positions(target, init_params, is_one, model_args, model_kwargs)
         dtype = default_dtype() if positions is None else positions.dtype
+        strategy = self._init_strategy
+        start = None if strategy is None else StrategyStart(strategy)
         sampler, adapt, start = choose(
-            self._sampler, self._adapt, None, 1 if is_one else rng_key.shape[0], 1, num_warmup
+            self._sampler, self._adapt, start, 1 if is_one else rng_key.shape[0], 1, num_warmup
         )[:3]
         check_target(target, sampler, np.dtype(dtype))
         if isinstance(adapt, EnsembleWarmup) and is_one:
@@ -136,7 +159,7 @@ class SamplerKernel(MCMCKernel):
             self._coordinates, *parts, rng_key, positions, like, jnp.int32(num_warmup)
         )
         if not isinstance(usable, Tracer):
-            _refuse_start(np.ravel(usable), np.ravel(value), positions is not None)
+            _refuse_start(np.ravel(usable), np.ravel(value), start if positions is None else None)
         return state
 
     def sample(
@@ -144,7 +167,6 @@ class SamplerKernel(MCMCKernel):
     ) -> KernelState:
         """One transition of one chain, or of all where the state has an axis of chains."""
         target = cast_floating(self._target(model_args, model_kwargs), state.chain.position.dtype)
-
         assert self._coordinates is not None  # `init` has found them
         moved = _over_chains(partial(advance, target, self._coordinates.split), state)
         if is_together(state):
@@ -232,7 +254,6 @@ class SamplerKernel(MCMCKernel):
 @partial(jax.jit, static_argnames="coordinates")
 def _open(coordinates, target, sampler, adapt, start, keys, positions, like, num_warmup):
     """States, log densities at the start, and whether they and their gradients are finite."""
-
     each = (lambda function: function) if is_prng_key(keys) else jax.vmap
     keys = each(lambda key: streams(typed(key)))(keys)
     together = isinstance(adapt, EnsembleWarmup)
@@ -294,19 +315,19 @@ def _tell_unfinished(coordinates, before, after):
     lax.cond(is_last & ~adapt.is_done(adaptation), tell, lambda: None)
 
 
-def _refuse_start(usable, values, is_given):
-    """Raise where the density of a chain is not finite at its start."""
+def _refuse_start(usable, values, start):
+    """Raise where the density of a chain is not finite at its start, found by `start` or given."""
     if usable.all():
         return
     chain = int(np.argmin(usable))
-    if is_given:
+    if start is None:
         raise ValueError(
             f"at the init_params of chain {chain} the log density is {values[chain]}, or its "
             "gradient is not finite; start inside the support (init_params are unconstrained)."
         )
     raise ValueError(
         f"no start with a finite log density and gradient was found for chain {chain} in "
-        f"{ATTEMPTS} draws of {UniformStart.__name__}. Give init_params=..., or check the model: "
+        f"{ATTEMPTS} draws of {type(start).__name__}. Give init_params=..., or check the model: "
         "its density may be zero or not a number where it should not be."
     )
 

@@ -143,7 +143,9 @@ def advance(target: Target, split: Split, state: KernelState) -> KernelState:
         states, infos = enter((chains.states, info))
         adaptation, sampler = warmup.adapt.update(chains.adaptation, chains.sampler, states, infos)
         states = warmup.adapt.repair(adaptation, states)
-        ends = is_last | warmup.adapt.is_done(adaptation)
+        ends = is_last
+        if state.chain.position.ndim > 1:  # the end of warm-up is the same for all chains
+            ends = ends | warmup.adapt.is_done(adaptation)
         until = jnp.where(ends, step + 1, warmup.num_warmup)
         return ends, until, Chains(states, sampler, adaptation)
 
