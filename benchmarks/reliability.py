@@ -22,11 +22,15 @@ from benchmarks.timing import machine, options, record, verdict
 from driftbridge.samplers import Gathering, UniformStart
 from driftbridge.targets import (
     Banana,
+    BrownianMotion,
+    BrownianMotionNonCentered,
     DenseGaussian,
     DiagonalGaussian,
     EightSchools,
     EightSchoolsNonCentered,
     NealFunnel,
+    Ring,
+    StudentMixture,
 )
 
 STARTS = (0.1, 1.0, 10.0)
@@ -48,11 +52,15 @@ CHOSEN_ON = {
     "eight schools, centred": EightSchools(),
     "banana": Banana(),
     "funnel": NealFunnel(10),
-}
-HELD_OUT = {
     "stretched Gaussian": DiagonalGaussian(np.zeros(50), np.geomspace(1e-3, 1e3, 50)),
     "strong banana": Banana(curvature=0.1),
-    "three schools of curvature": Banana(5, curvature=0.05, scale=5.0),
+    "banana in five dimensions": Banana(5, curvature=0.05, scale=5.0),
+}
+HELD_OUT = {
+    "Brownian motion": BrownianMotion(),
+    "Brownian motion, non-centred": BrownianMotionNonCentered(),
+    "Student, 5 degrees of freedom": StudentMixture(np.zeros((1, 10)), df=5.0),
+    "ring": Ring(),
 }
 
 
