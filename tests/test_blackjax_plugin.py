@@ -114,6 +114,7 @@ def test_moments_in_the_loop_of_blackjax(sampler):
     assert np.all(infos.num_gradients >= 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allowed")
 @pytest.mark.parametrize(("x64", "is_diagonal"), [(False, True), (True, False)])
 def test_window_adaptation_tunes_step_and_metric(x64, is_diagonal):
@@ -163,6 +164,7 @@ TEMPERATURES = (0.02, 0.1, 0.3, 0.6, 1.0)
 SMC_KERNELS = [MALA(0.1), JitteredHMC(0.3, 1.5), AdjustedKinetic(0.4), BAOAB(0.4)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allowed")
 @pytest.mark.parametrize("sampler", SMC_KERNELS, **IDS)
 def test_tempered_smc(sampler):
