@@ -21,7 +21,16 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
 # Pages whose code takes more than a few seconds: nearly all compile a sampler.
-SLOW = {"index", "targets", "driver", "samplers", "example", "write-a-sampler", "blackjax"}
+SLOW = {
+    "index",
+    "targets",
+    "driver",
+    "samplers",
+    "example",
+    "write-a-sampler",
+    "blackjax",
+    "numpyro",
+}
 
 
 @pytest.fixture(scope="module")

@@ -230,11 +230,14 @@ ITEMS = [
 # JitteredHMC steps in one form in warm-up and after it, UBU in two.
 ON_ONE_RUN = ITEMS[: ITEMS.index(continuation)]
 QUICK = [("JitteredHMC", item) for item in ITEMS] + [("UBU", item) for item in ON_ONE_RUN]
+OFTEN = ("JitteredHMC", "UBU", "MALA", "LocalScaleHMC")
 PAIRS = [
     pytest.param(
         name,
         item,
-        marks=[] if (name, item) in QUICK else [pytest.mark.slow],
+        marks=[]
+        if (name, item) in QUICK
+        else [pytest.mark.slow if name in OFTEN else pytest.mark.long],
         id=f"{name}-{item.__name__}",
     )
     for name in SAMPLERS
