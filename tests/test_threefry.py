@@ -68,3 +68,9 @@ def test_uniforms_are_apart_from_normals():
     assert abs(np.corrcoef(normal, uniform)[0, 1]) < 5 / 200
     assert abs(np.mean(uniform) - 0.5) < 5 / np.sqrt(12 * 40_000)
     assert np.min(uniform) >= 0 and np.max(uniform) < 1
+
+
+def test_a_known_key_inside_jit():
+    key = jax.random.key(5)
+    inside = jax.jit(lambda: jax.random.key_data(fold_in(key, 3)))()
+    np.testing.assert_array_equal(inside, jax.random.key_data(jax.random.fold_in(key, 3)))

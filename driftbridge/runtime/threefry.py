@@ -55,7 +55,9 @@ def fold_in(key: Key[Array, ""], data: int | Numbers) -> Key[Array, "..."]:
         return jax.random.wrap_key_data(jnp.stack(words, axis=-1), impl="threefry2x32")
     # NumPy warns of scalars that overflow, and lets arrays wrap around.
     number = np.reshape(np.asarray(data, np.uint32), (-1,))
-    known = np.asarray(jax.random.key_data(key))
+    # Also inside `jit`, where a key that the function closes over is known all the same.
+    with jax.ensure_compile_time_eval():
+        known = np.asarray(jax.random.key_data(key))
     words = threefry((known[:1], known[1:]), (np.zeros_like(number), number))
     found: Any = np.stack(words, axis=-1).reshape(*np.shape(data), 2)
     return jax.random.wrap_key_data(found, impl="threefry2x32")
