@@ -111,7 +111,7 @@ class Kernel:
         """Take `count` steps, in chunks of the buffer's capacity."""
         while count > 0:
             chunk = min(count, self.capacity)
-            self.chains, self.buffer = advance_chunk(
+            self.chains, self.buffer, _ = advance_chunk(
                 self.target,
                 self.chains,
                 self.buffer,
