@@ -44,6 +44,8 @@ from driftbridge.samplers import (
     AdjustedKinetic,
     DiagonalMetric,
     JitteredHMC,
+    JitteredStepHMC,
+    LocalScaleHMC,
     PoissonMidpoint,
     Preconditioned,
     RandomizedMidpoint,
@@ -76,6 +78,8 @@ KERNELS: dict[str, Sampler] = {
     "AdjustedKinetic": AdjustedKinetic(STEP),
     "HMC": HMC(STEP, 9.9 * STEP),
     "JitteredHMC": JitteredHMC(STEP, 20 * STEP),
+    "JitteredStepHMC": JitteredStepHMC(STEP, 9.9 * STEP),
+    "LocalScaleHMC": LocalScaleHMC(STEP, 9.9 * STEP),
     "MALT": MALT(STEP, num_steps=10),
     "Preconditioned(MALA)": Preconditioned(MALA(STEP**2), DiagonalMetric(SCALES)),
     "Preconditioned(JitteredHMC)": Preconditioned(

@@ -16,6 +16,7 @@ from driftbridge.samplers import (
     DualAveraging,
     EnergyRule,
     Grouped,
+    LocalScaleHMC,
     UniformStart,
     Warmup,
 )
@@ -105,6 +106,8 @@ class Bare(db.Target):
         (lambda: MALA(-0.1), ValueError, r"step_size.*got -0\.1"),
         (lambda: HMC(float("nan")), ValueError, r"step_size.*got nan"),
         (lambda: HMC(0.1, -1.0), ValueError, r"trajectory_length.*got -1\.0"),
+        (lambda: LocalScaleHMC(spread=-1.0), ValueError, r"spread must be finite.*got -1\.0"),
+        (lambda: LocalScaleHMC(jitter=1.5), ValueError, r"jitter must be at most 1; got 1\.5"),
         (lambda: OBABO(0.1, friction=-1.0), ValueError, r"friction.*got -1\.0"),
         (lambda: DualAveraging(1.5), ValueError, r"target.*between 0 and 1; got 1\.5"),
         (lambda: EnergyRule(0.0), ValueError, r"bias.*got 0\.0"),

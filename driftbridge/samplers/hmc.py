@@ -1,7 +1,8 @@
 """Hamiltonian Monte Carlo with fixed and with jittered trajectory length."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
@@ -137,13 +138,10 @@ class JitteredHMC(HMC):
     )
 
     def __check_init__(self):
-        check_positive(jitter=self.jitter)
-        if isinstance(self.jitter, float) and self.jitter > 1:
-            raise ValueError(f"jitter must be at most 1; got {self.jitter}.")
+        check_jitter(self.jitter)
 
     def at_step(self, step: Int[Array, ""]) -> HMC:
-        scale = 1 + self.jitter * (2 * radical_inverse(step) - 1)
-        return HMC(self.step_size, self.trajectory_length * scale)
+        return HMC(self.step_size, self.trajectory_length * jitter_at(self.jitter, step))
 
 
 class JitteredStepHMC(HMC):
@@ -175,14 +173,25 @@ class JitteredStepHMC(HMC):
     )
 
     def __check_init__(self):
-        check_positive(jitter=self.jitter)
-        if isinstance(self.jitter, float) and self.jitter > 1:
-            raise ValueError(f"jitter must be at most 1; got {self.jitter}.")
+        check_jitter(self.jitter)
 
-    def at_step(self, step: Int[Array, ""]) -> HMC:
+    def at_step(self, step: Int[Array, ""]) -> "JitteredStepHMC":
         # Both are scaled, so that their ratio and with it the number of steps stays.
-        scale = 1 + self.jitter * (2 * radical_inverse(step) - 1)
-        return HMC(self.step_size * scale, self.trajectory_length * scale)
+        scale = jitter_at(self.jitter, step)
+        scaled = (self.step_size * scale, self.trajectory_length * scale)
+        return eqx.tree_at(lambda s: (s.step_size, s.trajectory_length), self, scaled)
+
+
+def check_jitter(jitter: Any) -> None:
+    """Raise `ValueError` for a jitter outside (0, 1]."""
+    check_positive(jitter=jitter)
+    if isinstance(jitter, int | float) and jitter > 1:
+        raise ValueError(f"jitter must be at most 1; got {jitter}.")
+
+
+def jitter_at(jitter: Float[Array, ""] | float, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The factor `1 + j (2 r(t) - 1)` of transition `t`."""
+    return 1 + jitter * (2 * radical_inverse(step) - 1)
 
 
 def radical_inverse(step: Int[Array, ""]) -> Float[Array, ""]:

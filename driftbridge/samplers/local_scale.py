@@ -4,13 +4,15 @@ import math
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, Point
-from driftbridge.samplers.hmc import HMC, leapfrog, radical_inverse
+from driftbridge.samplers.hmc import JitteredStepHMC, leapfrog
 from driftbridge.samplers.metropolis import kinetic_change, metropolis
 from driftbridge.samplers.noise import normals_and_uniforms
 from driftbridge.targets.base import Target
+from driftbridge.targets.leaves import is_concrete
 
 
 class LocalScaleNoise(NamedTuple):
@@ -21,7 +23,7 @@ class LocalScaleNoise(NamedTuple):
     uniform: Float[Array, ""]
 
 
-class LocalScaleHMC(HMC):
+class LocalScaleHMC(JitteredStepHMC):
     """Hamiltonian trajectories with a step size of each position's own.
 
     With `r(x) = log(|s(x)|² / d) / 2`, zero on average for a whitened Gaussian, and
@@ -41,16 +43,14 @@ class LocalScaleHMC(HMC):
 
     - `step_size`: `h > 0`, at a place of average scale.
     - `trajectory_length`: `T > 0`, mean time there.
-    - `spread`: `σ >= 0`.
     - `jitter`: `j` in (0, 1], as in `JitteredStepHMC`.
+    - `spread`: `σ >= 0`.
 
     Bou-Rabee, Carpenter and Marsden (2024), arXiv 2404.15253, on Gibbs self-tuning; this choice of
     `ψ` is our own.
     """
 
     spread: Float[Array, ""] | float = 1.0
-    jitter: Float[Array, ""] | float = 0.15
-    phase: Float[Array, ""] | float = 1.0
 
     facts: ClassVar[Facts] = Facts(
         summary="leapfrog trajectories with local step sizes and a Metropolis step",
@@ -62,11 +62,10 @@ class LocalScaleHMC(HMC):
         acceptance=0.8,
     )
 
-    def at_step(self, step: Int[Array, ""]) -> "LocalScaleHMC":
-        phase = 1 + self.jitter * (2 * radical_inverse(step) - 1)
-        return LocalScaleHMC(
-            self.step_size, self.trajectory_length, self.spread, self.jitter, phase
-        )
+    def __check_init__(self):
+        spread = self.spread
+        if is_concrete(spread) and not (np.isfinite(spread) and np.min(spread) >= 0):
+            raise ValueError(f"spread must be finite and not negative; got {spread}.")
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> LocalScaleNoise:
         normals, uniform = normals_and_uniforms(key, (like.size + 1,), like.dtype)
@@ -79,7 +78,7 @@ class LocalScaleHMC(HMC):
         centre = log_scale(state.score)
         log_factor = centre + spread * noise.scale
         factor = jnp.exp(jnp.clip(log_factor, -20, 4))
-        size = step_size * self.phase * jnp.where(is_local, factor, 1)
+        size = step_size * jnp.where(is_local, factor, 1)
         end, velocity = leapfrog(target, state, noise.velocity, size, num_steps)
         kinetic = jnp.sum(kinetic_change(noise.velocity, velocity))
         error = state.log_density - end.log_density + kinetic

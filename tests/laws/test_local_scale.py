@@ -14,7 +14,7 @@ from tests.laws.targets import LogCosh
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-SAMPLER = LocalScaleHMC(0.5, 1.4, 0.7)
+SAMPLER = LocalScaleHMC(0.5, 1.4, spread=0.7)
 
 
 def point(target, x):
@@ -78,7 +78,7 @@ def test_without_spread_it_is_one_step_size():
     target, x = LogCosh(3), jnp.asarray([0.3, -1.2, 0.8])
     v, u = jnp.asarray([0.3, 0.5, -0.9]), jnp.asarray(0.5)
     for step in (0, 1, 5):
-        local = LocalScaleHMC(0.5, 1.4, 0.0, 0.3).at_step(jnp.int32(step))
+        local = LocalScaleHMC(0.5, 1.4, 0.3, spread=0.0).at_step(jnp.int32(step))
         plain = JitteredStepHMC(0.5, 1.4, 0.3).at_step(jnp.int32(step))
         ours, _ = local.step(target, point(target, x), LocalScaleNoise(v, jnp.asarray(2.0), u))
         theirs, _ = plain.step(target, point(target, x), MetropolisNoise(v, u))
