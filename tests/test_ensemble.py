@@ -122,6 +122,22 @@ def test_a_resumed_ensemble_is_the_whole_one(gaussian, tmp_path):
         assert resumed.metadata[name] == whole.metadata[name]
 
 
+def test_a_run_that_died_after_its_warmup_ended_by_itself_goes_on(gaussian, tmp_path):
+    whole = db.sample(gaussian, num_chains=16, num_samples=256, key=1)
+
+    def dying(at):
+        if at.phase == "sampling":
+            raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        db.sample(
+            gaussian, num_chains=16, num_samples=256, key=1, store=tmp_path / "run", progress=dying
+        )
+    resumed = db.resume(tmp_path / "run")
+    np.testing.assert_array_equal(resumed.positions, whole.positions)
+    assert resumed.metadata["num_warmup"] == whole.metadata["num_warmup"] < 640
+
+
 def test_an_ensemble_that_does_not_agree_says_so():
     draws = db.sample(NealFunnel(5), num_chains=16, num_samples=128, num_warmup=48, key=0)
     found = {finding.name: finding for finding in draws.warnings}

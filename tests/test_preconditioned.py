@@ -203,3 +203,23 @@ def products(sampler):
 def test_chains_in_a_metric_use_the_batched_score(metric):
     # A vmapped matrix-vector product would put out (11, 7), the observations first.
     assert products(Preconditioned(LMC(), metric)).count("7x11xf32") == 1
+
+
+class PlainDim(Target):
+    """A target as a user writes it, its dimension a plain field."""
+
+    dim: int = 2
+
+    def log_density(self, x):
+        return -jnp.sum(x**2) / 2
+
+
+def test_a_dimension_that_is_not_static_is_none_of_its_concern():
+    sampler = Preconditioned(MALA(0.5), DiagonalMetric(np.ones(2, np.float32)))
+
+    @jax.jit  # warnings are errors
+    def step(target, position, key):
+        state = sampler.init(target, position)
+        return sampler.step(target, state, sampler.noise(key, position))[0].position
+
+    assert step(PlainDim(), jnp.zeros(2), jax.random.key(0)).shape == (2,)

@@ -62,7 +62,7 @@ class Preconditioned(Wrapper):
         return self.sampler.init(target, position)
 
     def step(self, target: Target, state: State, noise: Noise) -> tuple[State, Info]:
-        whitened = WhitenedTarget(target.dim, target, state.position, self.metric)
+        whitened = WhitenedTarget(state.position.size, target, state.position, self.metric)
         inner = map_fields(state, jnp.zeros_like, self.metric.whiten_score)
         inner, info = self.sampler.step(whitened, inner, noise)
         return map_fields(inner, whitened.position, self.metric.unwhiten_score), info
