@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
+from driftbridge.runtime.batching import batched_score
 from driftbridge.samplers.adjusted_kinetic import AdjustedKinetic
 from driftbridge.samplers.hmc import HMC
 from driftbridge.samplers.langevin import LMC
@@ -14,7 +15,6 @@ from driftbridge.samplers.mala import MALA
 from driftbridge.samplers.metric import DenseMetric, DiagonalMetric
 from driftbridge.samplers.preconditioned import Preconditioned
 from driftbridge.targets.base import Target
-from driftbridge.targets.batching import batched_score
 from tests.laws.samplers import SAMPLERS
 from tests.laws.targets import LogCosh
 

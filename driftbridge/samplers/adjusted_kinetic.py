@@ -3,28 +3,28 @@
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
-from driftbridge.samplers.base import Facts, Info
-from driftbridge.samplers.kinetic import Kinetic
+from driftbridge.runtime.batching import outlined_alone
+from driftbridge.samplers.base import Facts, Info, Point
+from driftbridge.samplers.kinetic import Kinetic, is_unset, unset
 from driftbridge.samplers.metropolis import (
     MetropolisNoise,
     kinetic_change,
     metropolis,
     metropolis_noise,
 )
-from driftbridge.samplers.ornstein_uhlenbeck import free_flight, refresh
+from driftbridge.samplers.ornstein_uhlenbeck import FreeFlight, free_flight, refresh
 from driftbridge.targets.base import Target
 
 
 class AdjustedKineticState(NamedTuple):
-    """Position and velocity with what the next step reuses; `is_fresh` until the first step."""
+    """Position and velocity, infinite until the first step, with what the next step reuses."""
 
     position: Float[Array, " dim"]
     velocity: Float[Array, " dim"]
     log_density: Float[Array, ""]
     score: Float[Array, " dim"]
-    is_fresh: Bool[Array, ""]
 
 
 class AdjustedKinetic(Kinetic):
@@ -52,12 +52,7 @@ class AdjustedKinetic(Kinetic):
     )
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> AdjustedKineticState:
-        return AdjustedKineticState(
-            position,
-            jnp.zeros_like(position),
-            *target.value_and_score(position),
-            jnp.ones((), bool),
-        )
+        return AdjustedKineticState(position, unset(position), *target.value_and_score(position))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> MetropolisNoise:
         return metropolis_noise(key, like.shape, like.dtype)
@@ -65,20 +60,37 @@ class AdjustedKinetic(Kinetic):
     def step(
         self, target: Target, state: AdjustedKineticState, noise: MetropolisNoise
     ) -> tuple[AdjustedKineticState, Info]:
-        h, u = self.step_size, self.u
-        flight = free_flight(self.friction, h, u)
-        velocity = jnp.where(
-            state.is_fresh,
-            jnp.sqrt(u) * noise.normal,
-            refresh(state.velocity, flight, noise.normal),
-        )
-        half = velocity + u * h / 2 * state.score
-        position = state.position + h * half
-        log_density, score = target.value_and_score(position)
-        end = half + u * h / 2 * score
-        error = state.log_density - log_density + jnp.sum(kinetic_change(velocity, end)) / u
-        energy = jnp.sum(velocity**2) / (2 * u) - state.log_density
-        is_set = jnp.zeros_like(state.is_fresh)
-        proposal = AdjustedKineticState(position, end, log_density, score, is_set)
-        turned = state._replace(velocity=-velocity, is_fresh=is_set)
-        return metropolis(turned, proposal, error, noise.uniform, 1, (energy, energy + error))
+        flight = free_flight(self.friction, self.step_size, self.u)
+        return _stepped(self, target, flight, state, noise)
+
+
+@outlined_alone
+def _stepped(
+    sampler: AdjustedKinetic,
+    target: Target,
+    flight: FreeFlight,
+    state: AdjustedKineticState,
+    noise: MetropolisNoise,
+):
+    h, u = sampler.step_size, sampler.u
+    velocity = jnp.where(
+        is_unset(state.velocity),
+        jnp.sqrt(u) * noise.normal,
+        refresh(state.velocity, flight, noise.normal),
+    )
+    position = state.position + h * (velocity + u * h / 2 * state.score)
+    end = Point(position, *target.value_and_score(position))
+    return _judged(sampler, state._replace(velocity=velocity), end, noise.uniform)
+
+
+@outlined_alone
+def _judged(
+    sampler: AdjustedKinetic, state: AdjustedKineticState, end: Point, uniform: Float[Array, ""]
+):
+    u, velocity = sampler.u, state.velocity
+    final = velocity + u * sampler.step_size / 2 * (state.score + end.score)
+    error = state.log_density - end.log_density + jnp.sum(kinetic_change(velocity, final)) / u
+    energy = jnp.sum(velocity**2) / (2 * u) - state.log_density
+    proposal = AdjustedKineticState(end.position, final, end.log_density, end.score)
+    turned = state._replace(velocity=-velocity)
+    return metropolis(turned, proposal, error, uniform, 1, (energy, energy + error))

@@ -84,7 +84,7 @@ class Sampler(eqx.Module):
 
     - `facts`, a class attribute;
     - `init(target, position)`: the state before the first step. It needs no key: a velocity is
-      left unset (`is_fresh` true) and the first step draws it from its own noise;
+      left unset (infinite) and the first step draws it from its own noise;
     - `noise(key, like)`: all that is random in one step. `like` gives the shape and dtype of the
       position, never its value; tuned numbers enter in `step`;
     - `step(target, state, noise)`: the next state and its `Info`. It is deterministic.

@@ -43,6 +43,7 @@ class Draws:
       `gradients_warmup`, `gradients_sampling`, `versions`; every one may be missing.
     - `warmup`: draws of the warm-up, if they were kept.
     - `parameters`: the constrained draws, if they are at hand.
+    - `mixing`: `diagnostics.mixing` of every one of their blocks, if it is known.
 
     **Raises:** `ValueError` if shapes do not agree.
     """
@@ -58,6 +59,7 @@ class Draws:
         metadata: Mapping[str, Any] | None = None,
         warmup: "Draws | None" = None,
         parameters: Mapping[str, Any] | None = None,
+        mixing: Sequence[np.ndarray] | None = None,
     ):
         shape = tuple(np.shape(positions))
         if len(shape) != 3 or shape[2] != target.dim:
@@ -74,6 +76,7 @@ class Draws:
         self.num_chains, self.num_draws, self.dim = shape
         self._positions, self._stats = positions, stats
         self._warnings, self._parameters = tuple(warnings), parameters
+        self._mixing = mixing
 
     def position_blocks(self, length: int = 4096) -> Iterator[np.ndarray]:
         """Positions in parts of `length` draws, each with the last draw of the part before."""
@@ -163,12 +166,15 @@ class Draws:
             return {name: np.full(len(self.names), np.nan) for name in diagnostics.COLUMNS}
         tables = [
             diagnostics.summarise(block, ranks)
-            for block, ranks in zip(self.blocks(), self._mixing, strict=True)
+            for block, ranks in zip(self.blocks(), self.mixing, strict=True)
         ]
         return {c: np.concatenate([np.ravel(t[c]) for t in tables]) for c in diagnostics.COLUMNS}
 
     @cached_property
-    def _mixing(self) -> list[np.ndarray]:
+    def mixing(self) -> Sequence[np.ndarray]:
+        """Bulk ESS, tail ESS and rank-normalised R-hat of every block, rows of one array."""
+        if self._mixing is not None:
+            return self._mixing
         return [diagnostics.mixing(block) for block in self.blocks()]
 
     @cached_property
@@ -179,7 +185,7 @@ class Draws:
             unknown = np.full(len(self.names), np.nan)
             reasons = (diagnostics.TOO_SHORT,) * len(self.names)
             return diagnostics.judge(self.names, unknown, unknown, unknown, reasons)
-        bulk, tail, scale = np.concatenate([m.reshape(3, -1) for m in self._mixing], axis=1)
+        bulk, tail, scale = np.concatenate([m.reshape(3, -1) for m in self.mixing], axis=1)
         if groups is None:
             reasons = [r for b in self.blocks() for r in np.ravel(diagnostics.reasons(b)).tolist()]
         else:

@@ -24,16 +24,15 @@ def squares(x: np.ndarray) -> np.ndarray:
 def sorted_scores(ordered: np.ndarray) -> np.ndarray:
     """Normal quantiles of `(rank - 3/8) / (size + 1/4)` of sorted rows, ties at their mean rank."""
     size = ordered.shape[1]
-    position = np.arange(size)
     table = score_table(size)
-    differs = ordered[:, 1:] != ordered[:, :-1]
-    if differs.all():
-        return np.broadcast_to(table[2 * position], ordered.shape)
-    first, last = np.zeros(ordered.shape, int), np.full(ordered.shape, size - 1)
-    first[:, 1:] = np.maximum.accumulate(np.where(differs, position[1:], 0), axis=1)
-    ends = np.where(differs, position[:-1], size - 1)
-    last[:, :-1] = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-    return table[first + last]
+    scores = np.tile(table[::2], (len(ordered), 1))
+    ties = ordered[:, 1:] == ordered[:, :-1]
+    if ties.any():
+        before, after = (np.pad(ties, ((0, 0), ends)) for ends in ((1, 0), (0, 1)))
+        first = np.nonzero(after & ~before)[1]
+        last = np.nonzero(before & ~after)[1]
+        scores[before | after] = np.repeat(table[first + last], last - first + 1)
+    return scores
 
 
 @lru_cache(maxsize=8)

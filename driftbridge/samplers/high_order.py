@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, unadjusted_info
-from driftbridge.samplers.kinetic import Kinetic, KineticScoreState, KineticState
+from driftbridge.samplers.kinetic import Kinetic, KineticScoreState, KineticState, unset
 from driftbridge.samplers.noise import normals
 from driftbridge.targets.base import Target
 
@@ -51,10 +51,9 @@ class LangevinRungeKutta(Kinetic):
     def init(
         self, target: Target, position: Float[Array, " dim"]
     ) -> KineticState | KineticScoreState:
-        velocity, is_fresh = jnp.zeros_like(position), jnp.ones((), bool)
         if self.reuses_score:
-            return KineticScoreState(position, velocity, target.score(position), is_fresh)
-        return KineticState(position, velocity, is_fresh)
+            return KineticScoreState(position, unset(position), target.score(position))
+        return KineticState(position, unset(position))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, "n dim"]:
         return normals(key, (1 + self.num_normals, *like.shape), like.dtype)
@@ -93,9 +92,7 @@ class LangevinRungeKutta(Kinetic):
             (position, velocity), _, _, memory, _ = solver.step(
                 whole, 0, h, start, None, memory, False
             )
-        new = state._replace(
-            position=position, velocity=velocity, is_fresh=jnp.zeros_like(state.is_fresh)
-        )
+        new = state._replace(position=position, velocity=velocity)
         if isinstance(new, KineticScoreState):
             new = new._replace(score=-memory.prev_f)
         return new, unadjusted_info(position, int(self.facts.gradients))

@@ -21,6 +21,8 @@ Stats = Mapping[str, np.ndarray]
 
 # Statistics of which reducers keep the sums.
 SUMMED = ("acceptance_rate", "is_divergent", "num_gradients")
+# Parameters that a first glance takes in.
+GLANCED = 3
 # Numbers of a chunk that are worked on at once.
 PIECE = 1 << 18
 
@@ -87,6 +89,10 @@ class Keeper(abc.ABC):
     def diagnose(self) -> Diagnosis:
         """Mixing of the kept draws, parameter by parameter."""
 
+    def glance(self) -> Diagnosis:
+        """Mixing of a few parameters, those likeliest to fail, where that is cheaper than all."""
+        return self.diagnose()
+
     @abc.abstractmethod
     def draws(self, tuned: Sampler, metadata: dict[str, Any]) -> Draws:
         """The result."""
@@ -100,6 +106,8 @@ class InMemory(Keeper):
         self.num_groups = num_groups
         self._positions: dict[str, list[np.ndarray]] = {"warmup": [], "sampling": []}
         self._stats: dict[str, list[Stats]] = {"warmup": [], "sampling": []}
+        # The draws of the last look: what is known of them is not computed again.
+        self._seen: Draws | None = None
 
     def add(self, phase, positions, stats):
         self._positions[phase].append(positions)
@@ -111,9 +119,34 @@ class InMemory(Keeper):
     def restore(self, arrays, counts):
         raise TypeError("draws in memory end with their process; give the run a store to resume it")
 
+    def glance(self):
+        flat, names = diagnostics.flatten(self._look().parameters)
+        scale = diagnostics.split_r_hat(flat)
+        few = np.argsort(np.where(np.isnan(scale), -np.inf, scale))[-GLANCED:]
+        return diagnose([flat[..., few]], [names[i] for i in few], self.num_groups)
+
+    def _look(self) -> Draws:
+        positions = self.positions("sampling")
+        if self._seen is None or self._seen.num_draws != positions.shape[1]:
+            facts = {"num_groups": self.num_groups}
+            self._seen = Draws(self.target, positions, {}, tuned=None, metadata=facts)
+        return self._seen
+
     def diagnose(self):
-        parameters = constrained(self.target, self.positions("sampling"))
-        return diagnose(parameters.values(), names_of(self.target), self.num_groups)
+        seen = self._look()
+        verdict = seen.convergence
+        varies = np.array(verdict.reasons) != diagnostics.CONSTANT
+        errors = [
+            np.ravel(diagnostics.mcse_mean(block) / np.std(block, axis=(0, 1), dtype=np.float64))
+            for block in seen.blocks()
+        ]
+        return Diagnosis(
+            tuple(np.array(verdict.names, object)[varies]),
+            verdict.r_hat[varies],
+            verdict.ess_bulk[varies],
+            verdict.ess_tail[varies],
+            np.concatenate(errors)[varies],
+        )
 
     def draws(self, tuned, metadata):
         phases = [(self.positions(phase), self.stats(phase)) for phase in ("warmup", "sampling")]
@@ -121,7 +154,12 @@ class InMemory(Keeper):
         warmup = None
         if before.size:
             warmup = Draws(self.target, before, before_stats, tuned=None)
-        return Draws(self.target, positions, stats, tuned=tuned, metadata=metadata, warmup=warmup)
+        known = {}
+        if self._seen is not None and self._seen.num_draws == positions.shape[1]:
+            known = {"parameters": self._seen.parameters, "mixing": self._seen.mixing}
+        return Draws(
+            self.target, positions, stats, tuned=tuned, metadata=metadata, warmup=warmup, **known
+        )
 
     def positions(self, phase: str) -> np.ndarray:
         """All positions of a phase, `(chains, draws, dim)`."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from driftbridge.runtime.batching import outlined_alone
 from driftbridge.samplers.base import Facts, Info, Point, Sampler, unadjusted_info
 from driftbridge.samplers.noise import normals, normals_and_uniforms
 from driftbridge.samplers.ornstein_uhlenbeck import (
@@ -23,20 +24,32 @@ from driftbridge.targets.leaves import check_positive
 
 
 class KineticState(NamedTuple):
-    """Position and velocity; `is_fresh` until a first step has drawn the velocity."""
+    """Position and velocity, which is infinite until a first step has drawn it."""
 
     position: Float[Array, " dim"]
     velocity: Float[Array, " dim"]
-    is_fresh: Bool[Array, ""]
 
 
 class KineticScoreState(NamedTuple):
-    """Position, velocity and the score at the position."""
+    """Position, velocity (infinite until it is drawn) and the score at the position."""
 
     position: Float[Array, " dim"]
     velocity: Float[Array, " dim"]
     score: Float[Array, " dim"]
-    is_fresh: Bool[Array, ""]
+
+
+def unset(position: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The velocity of a state whose first step is to draw it.
+
+    No dynamics leads to an infinite velocity, so it needs no flag beside it, which would be one
+    more array that the compiled loop carries from step to step.
+    """
+    return jnp.full_like(position, jnp.inf)
+
+
+def is_unset(velocity: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a velocity is still to be drawn, by coordinate."""
+    return jnp.isinf(velocity)
 
 
 class Kinetic(Sampler):
@@ -49,7 +62,7 @@ class Kinetic(Sampler):
       curvature `m`.
     - `u`: `> 0`, variance of the velocity in equilibrium (inverse mass).
 
-    The velocity is unset after `init` and after a refused step. The next step then takes
+    The velocity is unset (infinite) after `init` and after a refused step. The next step takes
     `sqrt(u)` times its first normal as velocity, and acts without friction, so that no normal is
     used twice.
     """
@@ -62,7 +75,7 @@ class Kinetic(Sampler):
         check_positive(step_size=self.step_size, friction=self.friction, u=self.u)
 
     def refuse(self, state):
-        return state._replace(is_fresh=jnp.ones_like(state.is_fresh))
+        return state._replace(velocity=unset(state.velocity))
 
     @property
     def diffusion_time(self) -> Float[Array, ""] | float:
@@ -72,15 +85,22 @@ class Kinetic(Sampler):
         self, state: KineticState | KineticScoreState, normal: Float[Array, " dim"]
     ) -> Float[Array, " dim"]:
         """The state's velocity, or a draw from equilibrium where it is unset."""
-        return jnp.where(state.is_fresh, jnp.sqrt(self.u) * normal, state.velocity)
+        return jnp.where(is_unset(state.velocity), jnp.sqrt(self.u) * normal, state.velocity)
 
-    def flight(self, time: Float[Array, ""] | float, is_fresh: Bool[Array, ""]) -> FreeFlight:
-        """The free flow over `time`, without friction in a step that drew its velocity."""
-        return jax.tree.map(
-            lambda without, with_friction: jnp.where(is_fresh, without, with_friction),
-            ballistic(time),
-            free_flight(self.friction, time, self.u),
-        )
+    def flight(self, time: Float[Array, ""] | float) -> FreeFlight:
+        """Coefficients of the free flow over `time`."""
+        return free_flight(self.friction, time, self.u)
+
+
+def without_friction_where(
+    is_fresh: Bool[Array, " dim"], flight: FreeFlight, time: Float[Array, ""] | float
+) -> FreeFlight:
+    """The free flow over `time`, without friction where the step drew its velocity."""
+    return jax.tree.map(
+        lambda without, with_friction: jnp.where(is_fresh, without, with_friction),
+        ballistic(time),
+        flight,
+    )
 
 
 class KLMC(Kinetic):
@@ -107,9 +127,7 @@ class KLMC(Kinetic):
     )
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> KineticScoreState:
-        return KineticScoreState(
-            position, jnp.zeros_like(position), target.score(position), jnp.ones((), bool)
-        )
+        return KineticScoreState(position, unset(position), target.score(position))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, "2 dim"]:
         return normals(key, (2, *like.shape), like.dtype)
@@ -118,13 +136,12 @@ class KLMC(Kinetic):
         self, target: Target, state: KineticScoreState, noise: Float[Array, "2 dim"]
     ) -> tuple[KineticScoreState, Info]:
         velocity = self.velocity(state, noise[0])
-        flight = self.flight(self.step_size, state.is_fresh)
+        flight = self.flight(self.step_size)
+        flight = without_friction_where(is_unset(state.velocity), flight, self.step_size)
         nx, nv = ou_noise(flight, noise[0], noise[1])
         position = state.position + flight.e1 * velocity + (self.u * flight.e2) * state.score + nx
         velocity = flight.decay * velocity + (self.u * flight.e1) * state.score + nv
-        new = KineticScoreState(
-            position, velocity, target.score(position), jnp.zeros_like(state.is_fresh)
-        )
+        new = KineticScoreState(position, velocity, target.score(position))
         return new, unadjusted_info(position, 1)
 
     def energy_error(self, before: Point, after: Point) -> Float[Array, ""]:
@@ -183,7 +200,7 @@ class RandomizedMidpointKinetic(Kinetic):
     )
 
     def init(self, target: Target, position: Float[Array, " dim"]) -> KineticState:
-        return KineticState(position, jnp.zeros_like(position), jnp.ones((), bool))
+        return KineticState(position, unset(position))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> RandomizedKineticNoise:
         normals, uniform = normals_and_uniforms(key, (2, 2, *like.shape), like.dtype)
@@ -192,18 +209,39 @@ class RandomizedMidpointKinetic(Kinetic):
     def step(
         self, target: Target, state: KineticState, noise: RandomizedKineticNoise
     ) -> tuple[KineticState, Info]:
-        h, u, x = self.step_size, self.u, state.position
-        time = h * noise.uniform
-        before = self.flight(time, state.is_fresh)
-        after = self.flight(h - time, state.is_fresh)
-        whole = self.flight(h, state.is_fresh)
-        v = self.velocity(state, noise.before[0])
-        path_before = ou_noise(before, *noise.before)
-        nx, nv = compose(path_before, ou_noise(after, *noise.after), after)
-        midpoint = x + before.e1 * v + (u * before.e2) * target.score(x) + path_before[0]
-        force = (h * u) * target.score(midpoint)
-        position = x + whole.e1 * v + after.e1 * force + nx
-        velocity = whole.decay * v + after.decay * force + nv
-        return KineticState(position, velocity, jnp.zeros_like(state.is_fresh)), unadjusted_info(
-            position, 2
-        )
+        new = _through_midpoint(self, target, state, noise)
+        return new, unadjusted_info(new.position, 2)
+
+
+@outlined_alone
+def _through_midpoint(
+    sampler: RandomizedMidpointKinetic,
+    target: Target,
+    state: KineticState,
+    noise: RandomizedKineticNoise,
+) -> KineticState:
+    h, u, x = sampler.step_size, sampler.u, state.position
+    before, after = _flights(sampler, noise.uniform, is_unset(state.velocity[0]))
+    v = sampler.velocity(state, noise.before[0])
+    path_before = ou_noise(before, *noise.before)
+    nx, nv = compose(path_before, ou_noise(after, *noise.after), after)
+    midpoint = x + before.e1 * v + (u * before.e2) * target.score(x) + path_before[0]
+    force = (h * u) * target.score(midpoint)
+    # E1(h) = E1(t) + exp(-γt) E1(d): the flow over h is the one over t, then over d.
+    position = x + (before.e1 + before.decay * after.e1) * v + after.e1 * force + nx
+    velocity = before.decay * after.decay * v + after.decay * force + nv
+    return KineticState(position, velocity)
+
+
+@outlined_alone
+def _flights(
+    sampler: RandomizedMidpointKinetic, uniform: Float[Array, ""], is_fresh: Bool[Array, ""]
+) -> tuple[FreeFlight, FreeFlight]:
+    """The free flights before and after the midpoint."""
+    friction = jnp.where(is_fresh, 0.0, sampler.friction)
+    time = sampler.step_size * uniform
+    rest = sampler.step_size - time
+    return _flight(friction, time, sampler.u), _flight(friction, rest, sampler.u)
+
+
+_flight = outlined_alone(free_flight)

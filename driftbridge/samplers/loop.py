@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from driftbridge.runtime.batching import outlined, outlined_alone
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.samplers.base import Info, Sampler, State
 from driftbridge.targets.base import Target
@@ -124,6 +125,16 @@ def block_noise(
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None), out_axes=1)(keys, steps)
 
 
+@outlined_alone
+def finite_or_refused(sampler: Sampler, new: State, state: State) -> tuple[State, Bool[Array, ""]]:
+    """The new state if it is finite, else the refused old one; and whether it is."""
+    # One sum finds any NaN or infinity; overflow of finite entries is a lost chain too.
+    checked = new.position + new.score if "score" in new._fields else new.position
+    is_finite = jnp.isfinite(jnp.sum(checked))
+    kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, sampler.refuse(state))
+    return kept, is_finite
+
+
 # Traced once for all programs that hold it.
 @partial(jax.jit, inline=True)
 def transition(
@@ -138,18 +149,17 @@ def transition(
         new, info = sampler.step(target, state, noise)
         if sampler.facts.adjusted:  # the Metropolis decision has refused it already
             return new, info
-        # One sum finds any NaN or infinity; overflow of finite entries is a lost chain too.
-        checked = new.position + new.score if "score" in new._fields else new.position
-        is_finite = jnp.isfinite(jnp.sum(checked))
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old), new, sampler.refuse(state)
-        )
+        kept, is_finite = finite_or_refused(sampler, new, state)
         accepted = jnp.where(is_finite, info.acceptance_rate, 0)
         return kept, info._replace(
             acceptance_rate=accepted, is_divergent=info.is_divergent | ~is_finite
         )
 
-    return step(states, noise) if states.position.ndim == 1 else jax.vmap(step)(states, noise)
+    if states.position.ndim > 1:
+        return jax.vmap(step)(states, noise)
+    # In line, the coefficients of kinetic dynamics are computed once, before the loop.
+    in_line = sampler.facts.kinetic or not sampler.facts.adjusted
+    return (step if in_line else outlined(step))(states, noise)
 
 
 def record_of(states: State, infos: Info) -> Record:

@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from driftbridge.runtime.batching import outlined_alone
 from driftbridge.samplers.base import Facts, Info, Point, Sampler
 from driftbridge.samplers.metropolis import MetropolisNoise, metropolis, metropolis_noise
 from driftbridge.targets.base import Target
@@ -52,6 +53,11 @@ class MALA(Sampler):
         h = self.step_size
         position = state.position + h * state.score + jnp.sqrt(2 * h) * noise.normal
         proposal = Point(position, *target.value_and_score(position))
-        error = self.energy_error(state, proposal)
-        energy = jnp.sum(noise.normal**2) / 2 - state.log_density
-        return metropolis(state, proposal, error, noise.uniform, 1, (energy, energy + error))
+        return _judged(self, state, proposal, noise)
+
+
+@outlined_alone
+def _judged(mala: MALA, state: Point, proposal: Point, noise: MetropolisNoise):
+    error = mala.energy_error(state, proposal)
+    energy = jnp.sum(noise.normal**2) / 2 - state.log_density
+    return metropolis(state, proposal, error, noise.uniform, 1, (energy, energy + error))

@@ -72,9 +72,10 @@ def free_flight(friction: Number, time: Number, u: Number = 1.0) -> FreeFlight:
     large = jnp.where(is_small, 1.0, eta)
     second = _polynomial(_SECOND_SERIES, -eta)
     residual = _polynomial(_RESIDUAL_SERIES, eta**2)
-    phi1 = jnp.where(is_small, 1 - eta * second, -jnp.expm1(-large) / large)
-    phi2 = jnp.where(is_small, second, (large + jnp.expm1(-large)) / large**2)
-    half = jnp.tanh(large / 2)
+    lost = jnp.expm1(-large)
+    phi1 = jnp.where(is_small, 1 - eta * second, -lost / large)
+    phi2 = jnp.where(is_small, second, (large + lost) / large**2)
+    half = -lost / (2 + lost)  # tanh(large / 2)
     slope = jnp.where(is_small, 0.5 - eta**2 * residual / 2, half / large)
     residual = jnp.where(is_small, residual, (large - 2 * half) / large**3)
     return FreeFlight(

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from driftbridge.runtime.batching import outlined_alone
 from driftbridge.samplers.base import Info, Noise, Sampler, State, Wrapper
 from driftbridge.samplers.metric import Metric
 from driftbridge.targets.base import Target
@@ -63,9 +64,18 @@ class Preconditioned(Wrapper):
 
     def step(self, target: Target, state: State, noise: Noise) -> tuple[State, Info]:
         whitened = WhitenedTarget(state.position.size, target, state.position, self.metric)
-        inner = map_fields(state, jnp.zeros_like, self.metric.whiten_score)
-        inner, info = self.sampler.step(whitened, inner, noise)
-        return map_fields(inner, whitened.position, self.metric.unwhiten_score), info
+        inner, info = self.sampler.step(whitened, _whitened(self.metric, state), noise)
+        return _unwhitened(self.metric, state.position, inner), info
+
+
+@outlined_alone
+def _whitened(metric: Metric, state: State) -> State:
+    return map_fields(state, jnp.zeros_like, metric.whiten_score)
+
+
+@outlined_alone
+def _unwhitened(metric: Metric, origin: Float[Array, " dim"], state: State) -> State:
+    return map_fields(state, lambda z: origin + metric.unwhiten(z), metric.unwhiten_score)
 
 
 def map_fields(state: State, position: Callable, score: Callable) -> State:

@@ -293,9 +293,13 @@ def draw_until(run: Run, until: Until) -> str | None:
         if look < min(begun, until.max_draws):
             continue  # passed before the run was interrupted
         run.advance("sampling", look - run.keeper.count("sampling"), None)
-        unmet = until.unmet(run.keeper.diagnose())
         late = until.seconds is not None and run.clock.seconds["sampling"] >= until.seconds
-        if unmet is None or late or look >= until.max_draws:
+        is_last = late or look >= until.max_draws
+        # What a glance finds unmet is: only the last look has to name the worst of all.
+        unmet = None if is_last else until.unmet(run.keeper.glance())
+        if unmet is None:
+            unmet = until.unmet(run.keeper.diagnose())
+        if unmet is None or is_last:
             run.tell("sampling", run.keeper.count("sampling"))
             return unmet
 

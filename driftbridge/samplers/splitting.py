@@ -4,13 +4,20 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from driftbridge.runtime.batching import outlined_alone
 from driftbridge.samplers.base import Facts, Info, unadjusted_info
-from driftbridge.samplers.kinetic import Kinetic, KineticScoreState, KineticState
+from driftbridge.samplers.kinetic import (
+    Kinetic,
+    KineticScoreState,
+    KineticState,
+    is_unset,
+    unset,
+    without_friction_where,
+)
 from driftbridge.samplers.noise import normals
-from driftbridge.samplers.ornstein_uhlenbeck import drift, fly, kick, refresh
+from driftbridge.samplers.ornstein_uhlenbeck import FreeFlight, drift, fly, kick, refresh
 from driftbridge.targets.base import Target
 
 
@@ -91,10 +98,9 @@ class Word(Kinetic):
     def init(
         self, target: Target, position: Float[Array, " dim"]
     ) -> KineticState | KineticScoreState:
-        velocity, is_fresh = jnp.zeros_like(position), jnp.ones((), bool)
         if reuses_score(self.word):
-            return KineticScoreState(position, velocity, target.score(position), is_fresh)
-        return KineticState(position, velocity, is_fresh)
+            return KineticScoreState(position, unset(position), target.score(position))
+        return KineticState(position, unset(position))
 
     def noise(self, key: Key[Array, ""], like: Float[Array, " dim"]) -> Float[Array, "n dim"]:
         letters = [stage.letter for stage in stages(self.word)]
@@ -104,31 +110,41 @@ class Word(Kinetic):
     def step(
         self, target: Target, state: KineticState | KineticScoreState, noise: Float[Array, "n dim"]
     ) -> tuple[KineticState | KineticScoreState, Info]:
-        h, position, normals = self.step_size, state.position, iter(noise)
-        velocity = self.velocity(state, noise[0])
-        score = state.score if isinstance(state, KineticScoreState) else None
-        for letter, fraction in stages(self.word):
-            time = h * fraction
-            if letter == "B":
-                score = target.score(position) if score is None else score
-                velocity = kick(velocity, score, time, self.u)
-            elif letter == "O":
-                velocity = refresh(velocity, self.flight(time, state.is_fresh), next(normals))
-            else:
-                score = None
-                if letter == "A":
-                    position = drift(position, velocity, time)
-                else:
-                    flight = self.flight(time, state.is_fresh)
-                    position, velocity = fly(
-                        position, velocity, flight, next(normals), next(normals)
-                    )
-        new = state._replace(
-            position=position, velocity=velocity, is_fresh=jnp.zeros_like(state.is_fresh)
-        )
-        if reuses_score(self.word):
-            new = new._replace(score=score)
-        return new, unadjusted_info(position, count_gradients(self.word))
+        fractions = {stage.fraction for stage in stages(self.word) if stage.letter in "OU"}
+        flights = {fraction: self.flight(self.step_size * fraction) for fraction in fractions}
+        new = _spelled(self, target, flights, state, noise)
+        return new, unadjusted_info(new.position, count_gradients(self.word))
+
+
+# The flights come from outside: what does not change leaves the compiled loop.
+@outlined_alone
+def _spelled(
+    sampler: Word,
+    target: Target,
+    flights: dict[float, FreeFlight],
+    state: KineticState | KineticScoreState,
+    noise: Float[Array, "n dim"],
+) -> KineticState | KineticScoreState:
+    h, u, position, normals = sampler.step_size, sampler.u, state.position, iter(noise)
+    velocity, is_fresh = sampler.velocity(state, noise[0]), is_unset(state.velocity)
+    score = state.score if isinstance(state, KineticScoreState) else None
+    for letter, fraction in stages(sampler.word):
+        time = h * fraction
+        if letter == "B":
+            score = target.score(position) if score is None else score
+            velocity = kick(velocity, score, time, u)
+            continue
+        if letter == "A":
+            position, score = drift(position, velocity, time), None
+            continue
+        flight = without_friction_where(is_fresh, flights[fraction], time)
+        if letter == "O":
+            velocity = refresh(velocity, flight, next(normals))
+        else:
+            position, velocity = fly(position, velocity, flight, next(normals), next(normals))
+            score = None
+    new = state._replace(position=position, velocity=velocity)
+    return new._replace(score=score) if isinstance(new, KineticScoreState) else new
 
 
 class Splitting(Word):

@@ -1,11 +1,11 @@
 """What to sample: densities, regressions, models, and a zoo with known truth."""
 
+from driftbridge.runtime.batching import batched_score as batched_score
 from driftbridge.targets import families as families
 from driftbridge.targets import priors as priors
 from driftbridge.targets.base import Observations as Observations
 from driftbridge.targets.base import Target as Target
 from driftbridge.targets.base import Truth as Truth
-from driftbridge.targets.batching import batched_score as batched_score
 from driftbridge.targets.curved import Banana as Banana
 from driftbridge.targets.curved import NealFunnel as NealFunnel
 from driftbridge.targets.curved import Ring as Ring

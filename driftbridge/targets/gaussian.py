@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from driftbridge.runtime.batching import batched_score
 from driftbridge.targets.base import Target, Truth
-from driftbridge.targets.batching import batched_score
 from driftbridge.targets.leaves import (
     Leaf,
     check_finite,

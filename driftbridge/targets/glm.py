@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from driftbridge.runtime.batching import batched_score, outlined
 from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.targets.base import Observations, Target
-from driftbridge.targets.batching import batched_score, outlined
 from driftbridge.targets.families import FAMILIES, Family
 from driftbridge.targets.leaves import is_concrete
 from driftbridge.targets.priors import PRIORS, Prior

@@ -11,8 +11,8 @@ import numpy as np
 from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
+from driftbridge.runtime.batching import batched_score
 from driftbridge.targets.base import Target, Truth
-from driftbridge.targets.batching import batched_score
 from driftbridge.targets.leaves import Leaf, check_finite, check_positive, exact, floating
 
 

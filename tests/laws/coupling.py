@@ -135,7 +135,7 @@ def end(sampler, target, start, noises):
         state = sampler.init(target, phase[:1])
         if "velocity" not in state._fields:
             return state
-        return state._replace(velocity=phase[1:], is_fresh=jnp.zeros((), bool))
+        return state._replace(velocity=phase[1:])
 
     def step(states, noise):
         return jax.vmap(lambda s, n: sampler.step(target, s, n)[0])(states, noise), None

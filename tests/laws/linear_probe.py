@@ -15,6 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.samplers.kinetic import unset
 from tests.laws.targets import Quadratic
 
 
@@ -36,7 +37,8 @@ def state_of(sampler, target, phase, is_fresh=False):
     """The state at a phase; what it carries (scores) is that of its position."""
     state = sampler.init(target, phase[: target.dim])
     if "velocity" in state._fields:
-        state = state._replace(velocity=phase[target.dim :], is_fresh=jnp.asarray(is_fresh))
+        velocity = phase[target.dim :]
+        state = state._replace(velocity=jnp.where(is_fresh, unset(velocity), velocity))
     return state
 
 

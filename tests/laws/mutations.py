@@ -105,23 +105,23 @@ MUTANTS = [
     Mutant(
         "velocity starts at rest",
         "samplers/kinetic.py",
-        "jnp.where(state.is_fresh, jnp.sqrt(self.u) * normal, state.velocity)",
+        "jnp.where(is_unset(state.velocity), jnp.sqrt(self.u) * normal, state.velocity)",
         "state.velocity",
         "test_first_steps.py::test_first_velocity_is_a_full_draw_from_equilibrium[BAOAB]",
     ),
     Mutant(
         "first normal used twice",
         "samplers/kinetic.py",
-        "ballistic(time),\n",
-        "free_flight(self.friction, time, self.u),\n",
+        "        ballistic(time),\n",
+        "        flight,\n",
         "test_first_steps.py::test_first_velocity_is_a_full_draw_from_equilibrium"
         " test_first_steps.py::test_variance_after_1_3_10_steps",
     ),
     Mutant(
         "refused velocity kept",
         "samplers/kinetic.py",
-        "is_fresh=jnp.ones_like(state.is_fresh)",
-        "is_fresh=state.is_fresh",
+        "velocity=unset(state.velocity)",
+        "velocity=state.velocity",
         "test_first_steps.py::test_a_refused_state_draws_its_velocity_again[UBU]",
     ),
     Mutant(

@@ -71,7 +71,7 @@ def two_sided(sampler, target, position, time, key):
     # The reverse of "refresh, then move" is "turn, move, then refresh": a fresh start, whose first
     # step moves with the velocity that it draws. The future has that velocity turned.
     turned = sampler.noise(jax.random.fold_in(past, before[0]), position).normal
-    forward = start._replace(velocity=-turned, is_fresh=jnp.zeros((), bool))
+    forward = start._replace(velocity=-turned)
     return steps(forward, future, after), steps(start, past, before)
 
 

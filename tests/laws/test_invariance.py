@@ -169,7 +169,7 @@ class StartsAtRest(AdjustedKinetic):
     """Takes an unset velocity for zero."""
 
     def init(self, target, position):
-        return super().init(target, position)._replace(is_fresh=jnp.zeros((), bool))
+        return super().init(target, position)._replace(velocity=jnp.zeros_like(position))
 
 
 @pytest.mark.parametrize("broken", [AlwaysAccepts(0.1), StartsAtRest(0.35, 1.0)])

@@ -193,7 +193,7 @@ def kinetic_change_of_expectations(sampler, count, is_fresh=False):
 
     def state(x, v):
         start = sampler.init(target, x[None])
-        return start._replace(velocity=v[None], is_fresh=jnp.asarray(is_fresh))
+        return start if is_fresh else start._replace(velocity=v[None])
 
     states = jax.vmap(state)(x, v)
     moved, rate = at_nodes(sampler, states, xi[:, None], jnp.zeros(()))

@@ -114,6 +114,6 @@ def test_merged_refreshments_leave_positions_as_they_are():
         expected, _ = bab(x[:1], np.array([separate]))
         sampler = OBABO(h, friction)
         state = sampler.init(target, jnp.asarray(x[:1]))
-        state = state._replace(velocity=jnp.asarray(v[:1]), is_fresh=jnp.zeros((), bool))
+        state = state._replace(velocity=jnp.asarray(v[:1]))
         new, _ = sampler.step(target, state, jnp.full((1, 1), merged))
     np.testing.assert_allclose(new.position, expected, rtol=1e-14)
