@@ -48,5 +48,9 @@ from driftbridge.samplers.splitting import BUB as BUB
 from driftbridge.samplers.splitting import OBABO as OBABO
 from driftbridge.samplers.splitting import UBU as UBU
 from driftbridge.samplers.splitting import Splitting as Splitting
+from driftbridge.samplers.stein_discrepancy import KSD as KSD
+from driftbridge.samplers.stein_discrepancy import (
+    kernel_stein_discrepancy as kernel_stein_discrepancy,
+)
 from driftbridge.samplers.step_size import DualAveraging as DualAveraging
 from driftbridge.samplers.step_size import EnergyRule as EnergyRule

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas
     import xarray
 
+    from driftbridge.samplers.stein_discrepancy import KSD
+
 
 class Draws:
     """Draws from a target by one run of a sampler.
@@ -233,6 +235,22 @@ class Draws:
         import pandas
 
         return pandas.DataFrame(self.statistics, index=list(self.names))
+
+    def stein_discrepancy(self, max_draws: int = 2000, key: int | Key[Array, ""] = 0) -> "KSD":
+        """Kernel Stein discrepancy of the draws from the target, with the test that it is zero.
+
+        `kernel_stein_discrepancy` of at most `max_draws` draws, evenly spaced in every chain, each
+        coordinate measured in its standard deviation over the draws. It needs no other draws to
+        compare with, and sees the bias of unadjusted kernels.
+
+        **Arguments:**
+
+        - `max_draws`: `>= 2`; the time grows with its square.
+        - `key`: seed of the bootstrap.
+        """
+        from driftbridge.samplers.stein_discrepancy import of_draws
+
+        return of_draws(self, max_draws, key)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row a draw: columns `chain`, `draw` and one for each scalar parameter."""
