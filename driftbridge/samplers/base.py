@@ -45,6 +45,8 @@ class Facts:
     - `summary`: one line.
     - `gradients`: score evaluations a step, as declared (a number, or a formula in words).
     - `strong_order`: order of the pathwise error in the step size, None where not defined.
+    - `weak_order`: order of the error of stationary expectations in the step size, for any smooth
+      target (on a Gaussian it may be higher), None where not known.
     - `bias`: leading relative error of the stationary variance on a Gaussian of unit curvature,
       as a formula in the step size `h` and friction `γ`; "none" for exact kernels.
     - `adjusted`: whether a Metropolis step makes the target exactly invariant.
@@ -61,6 +63,7 @@ class Facts:
     bias: str
     source: str
     strong_order: float | None = None
+    weak_order: float | None = None
     adjusted: bool = False
     kinetic: bool = False
     uses_value: bool = False
@@ -120,6 +123,20 @@ class Sampler(eqx.Module):
         """The state to go on from when the step from `state` was not finite."""
         return state
 
+    def coarsen(self, first: Noise, second: Noise) -> Noise:
+        """Noise of one step of twice the size, along the Brownian path of two successive steps.
+
+        It has the law of `noise`, and is what couples chains of different steps (`estimate_bias`).
+        A method that overrides it follows one path at all steps.
+
+        **Raises** `TypeError` where a method has no such rule.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no coarsen: it is not known how the noise of two steps "
+            "makes that of a double one. Compare with a run at half the step, or take a method "
+            "that has it, such as UBU, BAOAB, KLMC or LMC."
+        )
+
     @property
     def diffusion_time(self) -> Float[Array, ""] | float:
         """Time `tau` of the overdamped diffusion in which positions move as far as in one step.
@@ -153,6 +170,9 @@ class Wrapper(Sampler):
 
     def noise(self, key: Key[Array, ""], like: Float[Array, "..."]) -> Noise:
         return self.sampler.noise(key, like)
+
+    def coarsen(self, first: Noise, second: Noise) -> Noise:
+        return self.sampler.coarsen(first, second)
 
     def at_step(self, step: Int[Array, ""]) -> "Wrapper":
         return eqx.tree_at(lambda wrapper: wrapper.sampler, self, self.sampler.at_step(step))

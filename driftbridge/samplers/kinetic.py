@@ -11,12 +11,13 @@ from jaxtyping import Array, Bool, Float, Key
 
 from driftbridge.runtime.batching import outlined_alone
 from driftbridge.samplers.base import Facts, Info, Point, Sampler, unadjusted_info
-from driftbridge.samplers.noise import normals, normals_and_uniforms
+from driftbridge.samplers.noise import coarse_uniform, normals, normals_and_uniforms
 from driftbridge.samplers.ornstein_uhlenbeck import (
     FreeFlight,
     ballistic,
     compose,
     free_flight,
+    normals_of,
     ou_noise,
 )
 from driftbridge.targets.base import Target
@@ -122,6 +123,7 @@ class KLMC(Kinetic):
         bias="h/(2γ)",
         energy_order=3,
         strong_order=1.0,
+        weak_order=1.0,
         kinetic=True,
         source="Cheng et al. 2018, arXiv 1707.03663",
     )
@@ -143,6 +145,12 @@ class KLMC(Kinetic):
         velocity = flight.decay * velocity + (self.u * flight.e1) * state.score + nv
         new = KineticScoreState(position, velocity, target.score(position))
         return new, unadjusted_info(position, 1)
+
+    def coarsen(self, first: Float[Array, "2 dim"], second: Float[Array, "2 dim"]):
+        h = self.step_size
+        flight = self.flight(h)
+        whole = compose(ou_noise(flight, *first), ou_noise(flight, *second), flight)
+        return jnp.stack(normals_of(self.flight(2 * h), whole))
 
     def energy_error(self, before: Point, after: Point) -> Float[Array, ""]:
         """The error that the force, frozen over the step, makes in the change of potential.
@@ -195,6 +203,7 @@ class RandomizedMidpointKinetic(Kinetic):
         gradients="2",
         bias="h³/(24γ)",
         strong_order=1.5,
+        weak_order=3.0,
         kinetic=True,
         source="Yu, Karagulyan & Dalalyan 2024, arXiv 2306.08494",
     )
@@ -211,6 +220,28 @@ class RandomizedMidpointKinetic(Kinetic):
     ) -> tuple[KineticState, Info]:
         new = _through_midpoint(self, target, state, noise)
         return new, unadjusted_info(new.position, 2)
+
+    def coarsen(
+        self, first: RandomizedKineticNoise, second: RandomizedKineticNoise
+    ) -> RandomizedKineticNoise:
+        # The path in four pieces, of which three are before or after the random time of the two.
+        h, a, b = self.step_size, first.uniform, second.uniform
+        flights = [self.flight(h * part) for part in (a, 1 - a, b, 1 - b)]
+        normals = (first.before, first.after, second.before, second.after)
+        pieces = [ou_noise(flight, *z) for flight, z in zip(flights, normals, strict=True)]
+        inner = compose(pieces[1], pieces[2], flights[2])
+        before = compose(pieces[0], pieces[1], flights[1])
+        before = compose(before, pieces[2], flights[2])
+        after = compose(inner, pieces[3], flights[3])
+        is_early, uniform = coarse_uniform(a, b)
+        return RandomizedKineticNoise(
+            uniform,
+            jnp.where(is_early, first.before, self._normals(h * (1 + b), before)),
+            jnp.where(is_early, self._normals(h * (2 - a), after), second.after),
+        )
+
+    def _normals(self, time: Float[Array, ""], increments) -> Float[Array, "2 dim"]:
+        return jnp.stack(normals_of(self.flight(time), increments))
 
 
 @outlined_alone

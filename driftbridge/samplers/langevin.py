@@ -1,12 +1,13 @@
 """Overdamped Langevin dynamics `dx = score(x) dt + sqrt(2) dW`, discretised without correction."""
 
+import math
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from driftbridge.samplers.base import Facts, Info, Sampler, unadjusted_info
-from driftbridge.samplers.noise import normals, normals_and_uniforms
+from driftbridge.samplers.noise import coarse_uniform, normals, normals_and_uniforms
 from driftbridge.targets.base import Target
 from driftbridge.targets.leaves import check_positive
 
@@ -45,6 +46,7 @@ class LMC(Sampler):
         bias="h/2",
         energy_order=3,
         strong_order=1.0,
+        weak_order=1.0,
         source="Roberts & Tweedie 1996, sec. 1.4.1",
     )
 
@@ -63,6 +65,9 @@ class LMC(Sampler):
         h = self.step_size
         position = state.position + h * state.score + jnp.sqrt(2 * h) * noise
         return ScoreState(position, target.score(position)), unadjusted_info(position, 1)
+
+    def coarsen(self, first: Float[Array, " dim"], second: Float[Array, " dim"]):
+        return (first + second) / math.sqrt(2)
 
 
 class MidpointNoise(NamedTuple):
@@ -100,6 +105,7 @@ class RandomizedMidpoint(Sampler):
         bias="h³/6",
         energy_order=3,
         strong_order=1.0,
+        weak_order=2.0,
         source="Yu, Karagulyan & Dalalyan 2024, arXiv 2306.08494",
     )
 
@@ -123,3 +129,16 @@ class RandomizedMidpoint(Sampler):
         path = path + jnp.sqrt(2 * (h - time)) * noise.after
         position = x + h * target.score(midpoint) + path
         return PositionState(position), unadjusted_info(position, 2)
+
+    def coarsen(self, first: MidpointNoise, second: MidpointNoise) -> MidpointNoise:
+        # The path in four pieces; in units of the step they take `a`, `1 - a`, `b` and `1 - b`.
+        a, b = first.uniform, second.uniform
+        inner = jnp.sqrt(1 - a) * first.after + jnp.sqrt(b) * second.before
+        before = (jnp.sqrt(a) * first.before + inner) / jnp.sqrt(1 + b)
+        after = (inner + jnp.sqrt(1 - b) * second.after) / jnp.sqrt(2 - a)
+        is_early, uniform = coarse_uniform(a, b)
+        return MidpointNoise(
+            uniform,
+            jnp.where(is_early, first.before, before),
+            jnp.where(is_early, after, second.after),
+        )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from driftbridge.runtime.threefry import draws_here, unit_floats_at, words_of
 
@@ -34,6 +34,20 @@ def normals_and_uniforms(
         unit = jax.random.uniform(key, (size + rest,), dtype)
         numbers = jnp.concatenate([_normal(unit[:size]), unit[size:]])
     return numbers[:size].reshape(shape), numbers[size:].reshape(uniforms)
+
+
+def coarse_uniform(
+    first: Float[Array, ""], second: Float[Array, ""]
+) -> tuple[Bool[Array, ""], Float[Array, ""]]:
+    """A random time of a double step among those of its two steps, each a fraction of its step.
+
+    **Returns:** whether it is the first step's, and the fraction `U` of the double step.
+
+    The sum of two uniforms modulo one is independent of either; so is the choice it makes, and
+    `P(U < x) = P(first < 2x) / 2` for `x < 1/2`: `U` is uniform and takes no other random number.
+    """
+    is_early = (first + second) % 1 < 0.5
+    return is_early, jnp.where(is_early, first, 1 + second) / 2
 
 
 def _normal(unit: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -99,6 +99,13 @@ def ou_noise(flight: FreeFlight, z1: Vector, z2: Vector) -> tuple[Vector, Vector
     return flight.slope * velocity + flight.position_noise * z2, velocity
 
 
+def normals_of(flight: FreeFlight, increments: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+    """Inverse of `ou_noise` for a time that is not zero."""
+    position, velocity = increments
+    rest = position - flight.slope * velocity
+    return velocity / flight.velocity_noise, rest / flight.position_noise
+
+
 def compose(
     first: tuple[Vector, Vector], second: tuple[Vector, Vector], flight: FreeFlight
 ) -> tuple[Vector, Vector]:

@@ -1,9 +1,11 @@
 """Splitting schemes for kinetic Langevin dynamics, as words over A, B, O and U."""
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.batching import outlined_alone
@@ -17,7 +19,16 @@ from driftbridge.samplers.kinetic import (
     without_friction_where,
 )
 from driftbridge.samplers.noise import normals
-from driftbridge.samplers.ornstein_uhlenbeck import FreeFlight, drift, fly, kick, refresh
+from driftbridge.samplers.ornstein_uhlenbeck import (
+    FreeFlight,
+    compose,
+    drift,
+    fly,
+    kick,
+    normals_of,
+    ou_noise,
+    refresh,
+)
 from driftbridge.targets.base import Target
 
 
@@ -79,6 +90,25 @@ def count_gradients(word: str) -> int:
     return runs - reuses_score(word)
 
 
+@lru_cache(maxsize=128)
+def shares(word: str) -> tuple[tuple[int, ...], ...]:
+    """For each O or U of a double step, those of its two steps that fill the same time, in order.
+
+    **Raises** `TypeError` where one begins or ends within another.
+    """
+    lengths = [stage.fraction for stage in stages(word) if stage.letter in "OU"]
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    fine = [(step + end) / 2 for step in (0, 1) for end in ends]
+    found = [[i for i, end in enumerate(fine) if abs(end - whole) < 1e-9] for whole in ends]
+    if not all(found):
+        raise TypeError(
+            f"two steps of {word!r} do not share the noise of a double one: an O or U of one ends "
+            "within that of the other. Use a word whose O or U are equally long, such as UBU."
+        )
+    last = [-1] + [i for (i,) in found]
+    return tuple(tuple(range(a + 1, b + 1)) for a, b in pairwise(last))
+
+
 class Word(Kinetic):
     """A splitting scheme: the flows of its letters, from left to right.
 
@@ -114,6 +144,27 @@ class Word(Kinetic):
         flights = {fraction: self.flight(self.step_size * fraction) for fraction in fractions}
         new = _spelled(self, target, flights, state, noise)
         return new, unadjusted_info(new.position, count_gradients(self.word))
+
+    def coarsen(
+        self, first: Float[Array, "n dim"], second: Float[Array, "n dim"]
+    ) -> Float[Array, "n dim"]:
+        # O is U without the position: its second normal and increment are left out.
+        letters = [stage for stage in stages(self.word) if stage.letter in "OU"]
+        flights = [self.flight(self.step_size * stage.fraction) for stage in letters] * 2
+        width = 2 if "U" in self.word else 1
+        pieces = jnp.reshape(jnp.concatenate([first, second]), (-1, width, *first.shape[1:]))
+        normals = []
+        for stage, share in zip(letters, shares(self.word), strict=True):
+            path = _increments(flights[share[0]], pieces[share[0]])
+            for i in share[1:]:
+                path = compose(path, _increments(flights[i], pieces[i]), flights[i])
+            whole = self.flight(2 * self.step_size * stage.fraction)
+            normals += normals_of(whole, path)[:width]
+        return jnp.stack(normals)
+
+
+def _increments(flight: FreeFlight, normals: Float[Array, "n dim"]):
+    return ou_noise(flight, normals[0], normals[-1])
 
 
 # The flights come from outside: what does not change leaves the compiled loop.
@@ -197,6 +248,7 @@ class OBABO(Word):
         gradients="1",
         bias="h²/4",
         strong_order=1.0,
+        weak_order=2.0,
         kinetic=True,
         source="Bussi & Parrinello 2007, arXiv 0803.4083",
     )
@@ -219,6 +271,7 @@ class BAOAB(Word):
         gradients="1",
         bias="0",
         strong_order=1.0,
+        weak_order=2.0,
         kinetic=True,
         source="Leimkuhler & Matthews 2013, arXiv 1203.5428",
     )
@@ -242,6 +295,7 @@ class ABOBA(Word):
         gradients="1",
         bias="0",
         strong_order=1.0,
+        weak_order=2.0,
         kinetic=True,
         source="Leimkuhler & Matthews 2013, arXiv 1203.5428",
     )
@@ -265,6 +319,7 @@ class UBU(Word):
         gradients="1",
         bias="-h²/6",
         strong_order=2.0,
+        weak_order=2.0,
         kinetic=True,
         source="Sanz-Serna & Zygalakis 2021, arXiv 2104.12384",
     )
@@ -288,6 +343,7 @@ class BUB(Word):
         gradients="1",
         bias="h²/12",
         strong_order=2.0,
+        weak_order=2.0,
         kinetic=True,
         source="Sanz-Serna & Zygalakis 2021, arXiv 2104.12384",
     )
