@@ -10,6 +10,12 @@ from driftbridge.samplers.base import Info as Info
 from driftbridge.samplers.base import Sampler as Sampler
 from driftbridge.samplers.base import Wrapper as Wrapper
 from driftbridge.samplers.base import unadjusted_info as unadjusted_info
+from driftbridge.samplers.coupling_bounds import CouplingBounds as CouplingBounds
+from driftbridge.samplers.coupling_bounds import coupling_bounds as coupling_bounds
+from driftbridge.samplers.couplings import CommonVelocity as CommonVelocity
+from driftbridge.samplers.couplings import Coupling as Coupling
+from driftbridge.samplers.couplings import Reflection as Reflection
+from driftbridge.samplers.couplings import Synchronous as Synchronous
 from driftbridge.samplers.energy_error import WithEnergyError as WithEnergyError
 from driftbridge.samplers.ensemble import EnsembleWarmup as EnsembleWarmup
 from driftbridge.samplers.fisher import fisher_metric as fisher_metric
