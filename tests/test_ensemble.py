@@ -15,7 +15,8 @@ from driftbridge.samplers import (
     fisher_metric,
 )
 from driftbridge.samplers.ensemble import lost_chains, middle, quantile, sources
-from driftbridge.samplers.fisher import first_metric, geometric_mean
+from driftbridge.samplers.fisher import first_metric
+from driftbridge.samplers.geometric_mean import geometric_mean
 from driftbridge.samplers.metric import DiagonalMetric
 from driftbridge.targets import DenseGaussian, NealFunnel
 
@@ -149,3 +150,53 @@ def test_who_can_be_tuned_by_an_ensemble(gaussian):
         db.sample(gaussian, MALA(0.1), adapt=EnsembleWarmup(), num_chains=16)
     with pytest.raises(ValueError, match=r"at least 16 chains; got 4"):
         db.sample(gaussian, LocalScaleHMC(), adapt=EnsembleWarmup(), num_chains=4)
+
+
+def spiked(dim: int, outliers: int, largest: float):
+    """Covariance and precision with a few large eigenvalues among ones, in random directions."""
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(dim, outliers)))[0]
+    values = np.geomspace(100.0, largest, outliers)
+    identity = np.eye(dim)
+    return identity + basis * (values - 1) @ basis.T, identity + basis * (1 / values - 1) @ basis.T
+
+
+def test_low_rank_metric_finds_the_outliers_of_a_spectrum():
+    dim, draws = 300, 600
+    covariance, precision = spiked(dim, 4, 1e5)
+    x = np.random.default_rng(2).multivariate_normal(np.zeros(dim), covariance, draws)
+    x, scores = (jnp.asarray(a, jnp.float32) for a in (x, -x @ precision))
+    metric = first_metric(x[0])
+    for _ in range(3):
+        metric = fisher_metric(metric, x, scores, jnp.ones(draws, bool), jnp.asarray(draws / 2.0))
+    inverse = np.asarray(jax.vmap(metric.whiten)(jnp.eye(dim)), np.float64)
+    values = np.linalg.eigvalsh(inverse.T @ covariance @ inverse)
+    # Coordinates mix outliers and the rest, so scales fit only on average: what is left of a
+    # condition number of 1e5 is their scatter from 300 effective draws, a factor of about 10.
+    assert values[-1] / values[0] < 30
+
+
+@pytest.mark.usefixtures("x64")
+def test_low_rank_metric_of_scaled_coordinates_is_exact():
+    scale = np.geomspace(0.1, 10, 300)
+    x = scale[None] * jax.random.normal(jax.random.key(0), (400, 300))
+    metric = fisher_metric(
+        first_metric(x[0]), x, -x / scale[None] ** 2, jnp.ones(400, bool), jnp.asarray(1e12)
+    )
+    ratio = jax.vmap(metric.whiten)(jnp.diag(jnp.asarray(scale)))
+    # The previous metric has the weight 5e-12, of variances that differ by 1e4.
+    np.testing.assert_allclose(ratio @ ratio.T, np.eye(300), atol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_ensemble_samples_outliers_of_many_dimensions():
+    dim = 300
+    covariance, precision = spiked(dim, 4, 1e5)
+    target = DenseGaussian(
+        *(np.asarray(a, np.float32) for a in (np.zeros(dim), covariance, precision))
+    )
+    draws = db.sample(target, num_samples=256)
+    x = np.asarray(draws.positions, np.float64).reshape(-1, dim)
+    variances = np.einsum("ni,ij,nj->n", x, precision, x)
+    # x' P x is chi-squared: mean dim, and 5 standard errors from at least 800 effective draws.
+    assert draws.convergence.converged
+    assert abs(variances.mean() / dim - 1) < 5 * np.sqrt(2 / dim / 800)

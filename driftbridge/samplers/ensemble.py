@@ -66,7 +66,8 @@ class EnsembleWarmup(Adaptation):
 
     - *Step size*: `log h += 2 max(4 / (k + 4), 0.1) (a - 0.8)` after each transition, `a` the mean
       acceptance rate of the ensemble, `k` transitions since the metric last changed.
-    - *Metric*: `fisher_metric` of the last two windows, at the end of each.
+    - *Metric*: `fisher_metric` of the last two windows, at the end of each: dense to 256
+      dimensions, beyond them diagonal with 32 directions stretched.
     - *Trajectory length*: `T <- T (π/2) / arccos(r)`, `r` the largest lag-one autocorrelation over
       the coordinates and the leading principal direction of the whitened draws: in one frequency
       `cos` of the angle covered, which is to be a right angle. At most `π/2` times the standard

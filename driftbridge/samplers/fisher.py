@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from driftbridge.samplers.fisher_low_rank import first_low_rank, improved_low_rank
+from driftbridge.samplers.geometric_mean import geometric_mean
+from driftbridge.samplers.low_rank import LowRankMetric
 from driftbridge.samplers.metric import DenseMetric, DiagonalMetric, Metric
 
 # Largest dimension at which a full matrix is worth its cubic cost.
 DENSE_UP_TO = 256
-# Eigenvalues of a new metric relative to the largest; float32 carries no smaller ones.
-EIGENVALUE_FLOOR = 1e-6
 # Effective draws that the previous metric counts for.
 PREVIOUS_DRAWS = 5.0
 ROUNDS = 2
@@ -18,7 +19,7 @@ ROUNDS = 2
 def first_metric(like: Float[Array, " dim"]) -> Metric:
     """The identity, in the form that suits the dimension."""
     if like.size > DENSE_UP_TO:
-        return DiagonalMetric(jnp.ones_like(like))
+        return first_low_rank(like)
     identity = jnp.eye(like.size, dtype=like.dtype)
     return DenseMetric(identity, identity)
 
@@ -39,7 +40,7 @@ def fisher_metric(
 
     **Arguments:**
 
-    - `metric`: the previous one; the new one has its form (dense or diagonal).
+    - `metric`: the previous one; the new one has its form (dense, low-rank or diagonal).
     - `positions`, `scores`: draws and the score at each.
     - `included`: which draws count.
     - `num_independent`: how many independent draws they are worth, `n`.
@@ -64,6 +65,9 @@ def _centred(rows, share):
 
 
 def _improved(metric, centred, forces, share, weight):
+    if isinstance(metric, LowRankMetric):
+        root = jnp.sqrt(share)[:, None]
+        return improved_low_rank(metric, centred * root, forces * root, weight)
     x = jax.vmap(metric.whiten)(centred) * jnp.sqrt(share)[:, None]
     s = jax.vmap(metric.whiten_score)(forces) * jnp.sqrt(share)[:, None]
     # One factor makes the two alike in size, so that both are shrunk alike.
@@ -90,18 +94,6 @@ def _improved(metric, centred, forces, share, weight):
         jnp.where(usable, cholesky, metric.cholesky),
         jnp.where(usable, inverse, metric.inverse_cholesky),
     )
-
-
-def geometric_mean(
-    a: Float[Array, "dim dim"], b: Float[Array, "dim dim"]
-) -> Float[Array, "dim dim"]:
-    """`M` with `M b M = a`: `L^-T (L^T a L)^(1/2) L^-1` for `b = L L^T`, both positive definite."""
-    factor = jnp.linalg.cholesky(b)
-    values, vectors = jnp.linalg.eigh(_product(_product(factor.T, a), factor))
-    roots = jnp.sqrt(jnp.maximum(values, EIGENVALUE_FLOOR**2 * values[-1]))
-    # Q = L^-T V: M = Q diag(root) Q^T.
-    basis = jax.scipy.linalg.solve_triangular(factor, vectors, lower=True, trans=1)
-    return _product(basis * roots[None], basis.T)
 
 
 def _gram(rows):
