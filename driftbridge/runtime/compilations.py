@@ -19,44 +19,51 @@ _STAGES = (
 
 
 @dataclass
-class _Totals:
+class _Totals(threading.local):
+    """Of each thread: what others compile meanwhile is no wait of its own."""
+
     programs: int = 0
     seconds: float = 0.0
 
 
-_totals = _Totals()
-_of_thread = threading.local()
+@dataclass
+class _Programs:
+    count: int = 0
+
+
+_own = _Totals()
+_all = _Programs()
 
 
 def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event in _STAGES:
-        _totals.seconds += duration_secs
+        _own.seconds += duration_secs
     if event == _EVENT:
-        _totals.programs += 1
-        _of_thread.programs = getattr(_of_thread, "programs", 0) + 1
+        _own.programs += 1
+        _all.count += 1
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 class Compilations:
-    """Counts programs compiled, and seconds spent on it, since it was made.
+    """Counts programs compiled, and this thread's seconds spent on it, since it was made.
 
     Nested traces are counted in full, so `seconds` can slightly exceed the wait.
     """
 
     def __init__(self):
-        self._start = _Totals(_totals.programs, _totals.seconds)
+        self._programs, self._seconds = _all.count, _own.seconds
 
     @property
     def programs(self) -> int:
         """Programs compiled since."""
-        return _totals.programs - self._start.programs
+        return _all.count - self._programs
 
     @property
     def seconds(self) -> float:
         """Seconds of tracing, lowering and compiling since."""
-        return _totals.seconds - self._start.seconds
+        return _own.seconds - self._seconds
 
 
 class CompiledAhead:
@@ -74,7 +81,7 @@ class CompiledAhead:
     def _work(self, lower):
         with contextlib.suppress(Exception):
             lower().compile()
-        self.programs = getattr(_of_thread, "programs", 0)
+        self.programs = _own.programs
 
     def wait(self) -> float:
         """Wait for the program; seconds waited. `programs` tells then how many were compiled."""

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from driftbridge.runtime.codec import decode, encode
-from driftbridge.runtime.compilations import CompiledAhead
+from driftbridge.runtime.compilations import Compilations, CompiledAhead
 from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.runtime.keys import as_key, streams
 from driftbridge.runtime.progress import Callback, reporter
@@ -116,6 +116,22 @@ def sample_chosen(
     progress: bool | Callback,
 ) -> Draws:
     """`sample` with every setting made."""
+    run, draw_store = opened(target, choice, key, counts, keep, store, mesh, progress)
+    asked = choice.num_samples
+    return execute(run, asked if isinstance(asked, Until) else int(asked), draw_store)
+
+
+def opened(
+    target: Any,
+    choice: Choice,
+    key: Any,
+    counts: dict[str, int],
+    keep: Any,
+    store: str | os.PathLike | None,
+    mesh: Mesh | None,
+    progress: bool | Callback,
+) -> tuple[Run, DrawStore | None]:
+    """A run before its first transition, and the store it writes to."""
     chosen, adapt, init, num_chains, num_samples, num_warmup = choice
     thin = counts["thin"]
     num_samples = num_samples if isinstance(num_samples, Until) else int(num_samples)
@@ -141,10 +157,12 @@ def sample_chosen(
             ahead.append(compile_ahead(target, adapt, keys_by_chain, first_thin, chains))
 
     keys_by_chain = keys_of_chains(keys, num_chains, mesh)
+    watch = Compilations()
     opening = open_chains(
         target, chosen, adapt, init, keys.start, num_chains, num_warmup, dtype, over_devices(mesh),
         foreseen,
     )  # fmt: skip
+    compiled = watch.seconds
     facts |= {"repaired_at_start": int(opening.repaired), "gathered": bool(opening.gathered)}
     draw_store = None
     if store is not None:
@@ -175,7 +193,8 @@ def sample_chosen(
         facts=facts,
     )
     run.clock.gradients["warmup"] += int(opening.num_gradients) * num_chains
-    return execute(run, num_samples, draw_store)
+    run.clock.compile += compiled
+    return run, draw_store
 
 
 def resume(
