@@ -10,6 +10,8 @@ from driftbridge.samplers.base import Info as Info
 from driftbridge.samplers.base import Sampler as Sampler
 from driftbridge.samplers.base import Wrapper as Wrapper
 from driftbridge.samplers.base import unadjusted_info as unadjusted_info
+from driftbridge.samplers.bias import Bias as Bias
+from driftbridge.samplers.bias import estimate_bias as estimate_bias
 from driftbridge.samplers.coupling_bounds import CouplingBounds as CouplingBounds
 from driftbridge.samplers.coupling_bounds import coupling_bounds as coupling_bounds
 from driftbridge.samplers.couplings import CommonVelocity as CommonVelocity

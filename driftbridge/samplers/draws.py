@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas
     import xarray
 
+    from driftbridge.samplers.bias import Bias
     from driftbridge.samplers.stein_discrepancy import KSD
 
 
@@ -251,6 +252,16 @@ class Draws:
         from driftbridge.samplers.stein_discrepancy import of_draws
 
         return of_draws(self, max_draws, key)
+
+    def bias(self, *, num_steps: int | None = None, key: int | Key[Array, ""] = 0) -> "Bias":
+        """Estimate the bias that the step size of an unadjusted kernel gives these draws.
+
+        A computation of its own, about seven times the gradients of the draws; see
+        `driftbridge.samplers.estimate_bias`, which takes the same arguments.
+        """
+        from driftbridge.samplers.bias import estimate_bias
+
+        return estimate_bias(self, num_steps=num_steps, key=key)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row a draw: columns `chain`, `draw` and one for each scalar parameter."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from driftbridge.samplers.coupled import can_couple
 from driftbridge.samplers.diagnostics import ESS_AT_LEAST, R_HAT_BELOW, e_bfmi
 
 if TYPE_CHECKING:
@@ -253,8 +254,12 @@ def _bias(draws: "Draws") -> Finding | None:
     return Finding(
         "bias",
         f"{draws.sampler_name} is unadjusted: however long it runs, its draws keep a bias{at}. On "
-        f"a Gaussian of unit curvature the relative error of the variance is {facts.bias}. Check "
-        "with a smaller step size or an adjusted kernel.",
+        f"a Gaussian of unit curvature the relative error of the variance is {facts.bias}. "
+        + (
+            "draws.bias() estimates it here."
+            if can_couple(draws.tuned)
+            else "Check with a smaller step size or an adjusted kernel."
+        ),
         value=None if step_size is None else float(np.mean(step_size)),
     )
 
