@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 NAMES = (
-    "gradient", "steps", "first_draws", "effective", "reliability", "memory", "kills", "devices",
+    "gradient", "steps", "first_draws", "effective", "reliability", "calibration", "memory", "kills",
+    "devices",
 )  # fmt: skip
 
 if __name__ == "__main__":

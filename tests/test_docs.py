@@ -30,6 +30,7 @@ SLOW = {
     "write-a-sampler",
     "blackjax",
     "numpyro",
+    "diagnostics",
 }
 
 
