@@ -53,7 +53,7 @@ def decode(description: Any, arrays: list[np.ndarray]) -> Any:
     if kind == "treedef":
         return jax.tree.structure(decode(value, arrays))
     if kind == "namedtuple":
-        return find(value)(*(decode(item, arrays) for item in description["fields"]))
+        return named_tuple(value)(*(decode(item, arrays) for item in description["fields"]))
     if kind == "record":
         record = object.__new__(find(value))
         for name, field in description["fields"].items():
@@ -117,6 +117,14 @@ def name_of(thing: Any) -> str:
     if find(f"{module}:{name}") is not thing:
         raise NotStorable(f"{module}:{name} is another object than {thing!r}.")
     return f"{module}:{name}"
+
+
+def named_tuple(path: str) -> type:
+    """The class of named tuples under a name: what a file gives fields to must be no function."""
+    found = find(path)
+    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
+        raise ValueError(f"{path} in a stored description is no class of named tuples")
+    return found
 
 
 def find(path: str) -> Any:
