@@ -229,6 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "samplers": samplers_table,
     "zoo": zoo_table,
     "sample_options": functools.partial(options_table, "sample"),
+    "tune_options": functools.partial(options_table, "tune"),
     "resume_options": functools.partial(options_table, "resume"),
     "report_options": functools.partial(options_table, "report"),
 }

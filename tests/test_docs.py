@@ -115,7 +115,7 @@ def test_commands_of_the_page(tmp_path, monkeypatch):
         Path(name).write_text(content, encoding="utf-8")
     shown = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     lines = shown.replace("\\\n", " ").splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 6
     for line in lines:
         program, *arguments = shlex.split(line)
         assert program == "driftbridge"

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +10,7 @@ from driftbridge.cli.errors import CommandError, readable
 
 app = typer.Typer(
     help="Sample a posterior from the command line.",
-    epilog="Exit codes: 0 converged, 3 not converged, 2 error, 130 interrupted.",
+    epilog="Exit codes: 0 converged (tune: agreed), 3 not converged, 2 error, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -20,43 +20,93 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress line.")]
 
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="path.py:name (a NumPyro model, a Target, or a function that returns one), or "
+        "logistic, linear, poisson."
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="JSON, CSV or Parquet: its keys or columns become arguments of the model."),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="A method of `driftbridge samplers`; case and hyphens are free. `auto`, the one used "
+        "if not set, takes many chains that tune themselves together."
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An argument of the sampler, as step_size=0.1 (where warm-up starts from); repeat "
+        "for more."
+    ),
+]
+Chains = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of chains: 4, with auto 64 (on an accelerator 256)."),
+]
+Warmup = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Steps of each chain before the first draw, 0 tunes nothing: 1000; with auto at "
+        "most 640.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Draws depend on it, the chain and the step alone.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="An argument of the model, as n=10 (integers may set shapes) or tau=0.5; repeat "
+        "for more.",
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="Keys or columns of --data to give to the model, as a,b,c; all if not set."),
+]
+Outcome = Annotated[str | None, typer.Option(help="Regressions: the outcome's column.")]
+Predictors = Annotated[
+    str | None,
+    typer.Option(
+        help="Regressions: columns as a,b,c; all others if not set. They are standardised for "
+        "sampling and for the prior; coefficients are told in the units of the data."
+    ),
+]
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        help="Regressions: gaussian (scale 2.5; the one used if not set), laplace (scale 1) or "
+        "horseshoe, of coefficients of standardised predictors (and outcome, if linear); the "
+        "intercept has scale 10."
+    ),
+]
+Float64 = Annotated[bool, typer.Option("--float64", help="Double precision.")]
+
+
 @app.command()
 def sample(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="path.py:name (a NumPyro model, a Target, or a function that returns one), or "
-            "logistic, linear, poisson."
-        ),
-    ],
+    model: Model,
     out: Annotated[
         Path,
         typer.Option(help="A new or empty folder for draws, report and what is needed to resume."),
     ],
-    data: Annotated[
+    data: Data = None,
+    sampler: Method = None,
+    option: Options = None,
+    tuned: Annotated[
         Path | None,
         typer.Option(
-            help="JSON, CSV or Parquet: its keys or columns become arguments of the model."
+            help="A file of `driftbridge tune`: its sampler, from where its chains ended, without "
+            "a warm-up. In place of --sampler, --option and --warmup."
         ),
     ] = None,
-    sampler: Annotated[
-        str,
-        typer.Option(
-            help="A method of `driftbridge samplers`; case and hyphens are free. `auto` takes many "
-            "chains that tune themselves together."
-        ),
-    ] = "auto",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An argument of the sampler, as step_size=0.1 (where warm-up starts from); repeat "
-            "for more."
-        ),
-    ] = None,
-    chains: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of chains: 4, with auto 64 (on an accelerator 256)."),
-    ] = None,
+    chains: Chains = None,
     draws: Annotated[
         int | None,
         typer.Option(
@@ -65,18 +115,9 @@ def sample(
             "until converged, at most 10000.",
         ),
     ] = None,
-    warmup: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Steps of each chain before the first draw, 0 tunes nothing: 1000; with auto at "
-            "most 640.",
-        ),
-    ] = None,
+    warmup: Warmup = None,
     thin: Annotated[int, typer.Option(min=1, help="Steps for each draw that is kept.")] = 1,
-    seed: Annotated[
-        int, typer.Option(help="Draws depend on it, the chain and the step alone.")
-    ] = 0,
+    seed: Seed = 0,
     until_converged: Annotated[
         bool,
         typer.Option(
@@ -84,37 +125,12 @@ def sample(
             help="Stop when R-hat is below 1.01 and bulk and tail ESS are at least 800.",
         ),
     ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="An argument of the model, as n=10 (integers may set shapes) or tau=0.5; repeat "
-            "for more.",
-        ),
-    ] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="Keys or columns of --data to give to the model, as a,b,c; all if not set."
-        ),
-    ] = None,
-    outcome: Annotated[str | None, typer.Option(help="Regressions: the outcome's column.")] = None,
-    predictors: Annotated[
-        str | None,
-        typer.Option(
-            help="Regressions: columns as a,b,c; all others if not set. They are standardised for "
-            "sampling and for the prior; coefficients are told in the units of the data."
-        ),
-    ] = None,
-    prior: Annotated[
-        str | None,
-        typer.Option(
-            help="Regressions: gaussian (scale 2.5; the one used if not set), laplace (scale 1) or "
-            "horseshoe, of coefficients of standardised predictors (and outcome, if linear); the "
-            "intercept has scale 10."
-        ),
-    ] = None,
-    float64: Annotated[bool, typer.Option("--float64", help="Double precision.")] = False,
+    set_: Settings = None,
+    columns: Columns = None,
+    outcome: Outcome = None,
+    predictors: Predictors = None,
+    prior: Prior = None,
+    float64: Float64 = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -127,22 +143,21 @@ def sample(
             )
         import jax
 
-        from driftbridge.cli import data as files
         from driftbridge.cli import kernels, running
         from driftbridge.cli.command import Command
-        from driftbridge.runtime.dtypes import default_dtype
+        from driftbridge.cli.tuning import read
 
-        row = kernels.find(sampler)
-        chosen = kernels.counts(row, chains, draws, warmup, until_converged)
+        if tuned is None:
+            row, found = kernels.find(sampler or kernels.AUTO), None
+            chosen = kernels.counts(row, chains, draws, warmup, until_converged)
+            name = kernels.AUTO if row is None else row.name
+        else:
+            row, found = None, read(tuned, sampler=sampler, option=option, warmup=warmup)
+            chosen = kernels.counts_of_tuned(found, tuned, chains, draws, until_converged)
+            name = found.name
         command = Command(
-            model=model if _file_of(model) is None else f"{_file_of(model)}:{model.split(':')[-1]}",
-            data=None if data is None else str(data.expanduser().resolve()),
-            settings=files.settings(set_ or ()),
-            columns=_names(columns),
-            outcome=outcome,
-            predictors=_names(predictors),
-            prior=prior,
-            sampler=kernels.AUTO if row is None else row.name,
+            **_common(model, data, set_, columns, outcome, predictors, prior, float64),
+            sampler=name,
             options=kernels.parse(row, option or ()),
             chains=chosen.chains,
             draws=chosen.draws,
@@ -150,10 +165,63 @@ def sample(
             thin=thin,
             seed=seed,
             until_converged=chosen.until_converged,
-            float64=float64 or default_dtype() == "float64",
+            tuned=None if tuned is None else str(tuned.expanduser().resolve()),
         )
         with jax.enable_x64(command.float64):
-            code = running.run(command, out, quiet)
+            code = running.run(command, out, quiet, found)
+    raise typer.Exit(code)
+
+
+@app.command()
+def tune(
+    model: Model,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="A new file (JSON) for what is tuned, as `sample --tuned` takes it."
+        ),
+    ] = None,
+    data: Data = None,
+    sampler: Method = None,
+    option: Options = None,
+    chains: Chains = None,
+    warmup: Warmup = None,
+    seed: Seed = 0,
+    set_: Settings = None,
+    columns: Columns = None,
+    outcome: Outcome = None,
+    predictors: Predictors = None,
+    prior: Prior = None,
+    float64: Float64 = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Take the warm-up alone, print what it tuned, and write it to a file."""
+    with readable(debug, _file_of(model)):
+        if out is not None and out.exists():
+            raise CommandError(f"{out} is there already. Choose another file, or remove it.")
+        import jax
+
+        from driftbridge.cli import kernels, tuning
+        from driftbridge.cli.command import Command
+
+        row = kernels.find(sampler or kernels.AUTO)
+        chosen = kernels.counts(row, chains, None, warmup, False)
+        if chosen.warmup == 0:
+            raise CommandError("--warmup 0 tunes nothing; give at least 1, or leave it out.")
+        command = Command(
+            **_common(model, data, set_, columns, outcome, predictors, prior, float64),
+            sampler=kernels.AUTO if row is None else row.name,
+            options=kernels.parse(row, option or ()),
+            chains=chosen.chains,
+            draws=0,
+            warmup=chosen.warmup,
+            thin=1,
+            seed=seed,
+            until_converged=False,
+        )
+        with jax.enable_x64(command.float64):
+            code = tuning.run(command, out, quiet)
     raise typer.Exit(code)
 
 
@@ -209,6 +277,33 @@ def samplers() -> None:
     from driftbridge.cli.printing import print_methods
 
     print_methods()
+
+
+def _common(
+    model: str,
+    data: Path | None,
+    settings: list[str] | None,
+    columns: str | None,
+    outcome: str | None,
+    predictors: str | None,
+    prior: str | None,
+    float64: bool,
+) -> dict[str, Any]:
+    """The fields of a `Command` that say what is sampled, and in which precision."""
+    from driftbridge.cli import data as files
+    from driftbridge.runtime.dtypes import default_dtype
+
+    file = _file_of(model)
+    return {
+        "model": model if file is None else f"{file}:{model.split(':')[-1]}",
+        "data": None if data is None else str(data.expanduser().resolve()),
+        "settings": files.settings(settings or ()),
+        "columns": _names(columns),
+        "outcome": outcome,
+        "predictors": _names(predictors),
+        "prior": prior,
+        "float64": float64 or default_dtype() == "float64",
+    }
 
 
 def _title(folder: Path) -> str | None:

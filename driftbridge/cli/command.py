@@ -23,6 +23,7 @@ class Command:
     - `data`: absolute path of the data file, or None.
     - `settings`, `columns`, `outcome`, `predictors`, `prior`: as on the command line.
     - `sampler`, `options`: name of the sampler's class, and its arguments.
+    - `tuned`: absolute path of the file that the sampler came from, or None.
     - `draws`: draws of each chain, the limit of them where `until_converged`.
     - `digests`: SHA-256 of the model's and the data file when the run began.
     """
@@ -43,6 +44,7 @@ class Command:
     seed: int
     until_converged: bool
     float64: bool
+    tuned: str | None = None
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property

@@ -3,12 +3,14 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from driftbridge.cli.errors import CommandError
 from driftbridge.samplers.automatic import choose
 from driftbridge.samplers.base import Sampler
 from driftbridge.samplers.table import Row, methods
+from driftbridge.samplers.tuned import Tuned
 from driftbridge.samplers.until import Until
 
 AUTO = "auto"
@@ -45,6 +47,28 @@ def counts(
             until_converged or draws is None,
         )
     return Counts(choice.num_chains, draws or 1000, choice.num_warmup, until_converged)
+
+
+def counts_of_tuned(
+    tuned: Tuned, path: Path, chains: int | None, draws: int | None, until_converged: bool
+) -> Counts:
+    """The numbers given, and for those that are not what suits a tuned sampler.
+
+    **Raises:** `CommandError` for more chains than it has positions for.
+    """
+    most = len(tuned.positions)
+    if chains is not None and chains > most:
+        raise CommandError(
+            f"--chains {chains} is more than the {most} chains that {path} was tuned with and has "
+            f"positions of. Take at most {most}, or tune again with --chains {chains}."
+        )
+    choice = choose(tuned.sampler, "auto", None, chains or most, None, 0)
+    until_converged = until_converged or (draws is None and isinstance(choice.num_samples, Until))
+    if isinstance(choice.num_samples, Until):
+        limit = choice.num_samples.max_draws
+    else:
+        limit = 100_000 if until_converged else 1000
+    return Counts(chains or most, draws or limit, 0, until_converged)
 
 
 def find(name: str) -> Row | None:

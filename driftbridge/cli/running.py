@@ -9,15 +9,22 @@ import driftbridge as db
 from driftbridge import report
 from driftbridge.cli import kernels
 from driftbridge.cli.command import NAME, Command
-from driftbridge.cli.errors import CONVERGED, INTERRUPTED, NOT_CONVERGED
+from driftbridge.cli.errors import CONVERGED, INTERRUPTED, NOT_CONVERGED, CommandError
 from driftbridge.cli.printing import console, print_summary, print_verdict
+from driftbridge.runtime.dtypes import default_dtype
 from driftbridge.runtime.progress import reporter
+from driftbridge.samplers.tuned import Tuned
 
 
-def run(command: Command, out: Path, quiet: bool) -> int:
+def run(command: Command, out: Path, quiet: bool, tuned: Tuned | None = None) -> int:
     """Sample into a new folder, and show the draws."""
-    kernel = kernels.build(kernels.find(command.sampler), command.options)
-    target = command.target()
+    target, start = command.target(), None
+    if tuned is None:
+        kernel = kernels.build(kernels.find(command.sampler), command.options)
+    else:
+        check_dimension(command, tuned, target)
+        kernel = tuned.sampler
+        start = tuned.positions[: command.chains].astype(default_dtype())
     announce(command, target.dim, quiet)
     recorder = Recorder(command.with_digests(), out, quiet)
     with recorder.hint_when_interrupted():
@@ -29,11 +36,21 @@ def run(command: Command, out: Path, quiet: bool) -> int:
             num_warmup=command.warmup,
             num_chains=command.chains,
             thin=command.thin,
+            init=start,
             store=out,
             progress=recorder,
         )
     show(draws, out, command.title)
     return INTERRUPTED if draws.metadata["interrupted"] else code_of(draws)
+
+
+def check_dimension(command: Command, tuned: Tuned, target: db.Target) -> None:
+    """Raise `CommandError` where a sampler was tuned for a target of another dimension."""
+    if tuned.dim != target.dim:
+        raise CommandError(
+            f"{command.tuned} was tuned in dimension {tuned.dim}, and {command.title} has "
+            f"dimension {target.dim}. Tune on this model and these data: driftbridge tune."
+        )
 
 
 def go_on(command: Command, folder: Path, quiet: bool) -> int:
@@ -83,9 +100,10 @@ def announce(command: Command, dim: int, quiet: bool) -> None:
         most = "up to " if command.until_converged else ""
         limit = "up to " if command.sampler == kernels.AUTO else ""
         print(f"{command.title}, dimension {dim}", file=sys.stderr)
+        draws = f" and {most}{command.draws} draws" if command.draws else ""
         print(
-            f"{command.sampler}, {command.chains} chains of {limit}{command.warmup} warm-up steps "
-            f"and {most}{command.draws} draws; compiling",
+            f"{command.sampler}, {command.chains} chains of {limit}{command.warmup} warm-up steps"
+            f"{draws}; compiling",
             file=sys.stderr,
         )
 
