@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 NAMES = (
-    "gradient", "steps", "first_draws", "effective", "reliability", "calibration", "memory", "kills",
-    "devices",
+    "gradient", "steps", "first_draws", "effective", "reliability", "calibration", "w2_gradients",
+    "memory", "kills", "devices",
 )  # fmt: skip
 
 if __name__ == "__main__":

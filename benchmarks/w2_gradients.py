@@ -1,0 +1,434 @@
+"""Gradients until the chains' law is near the target: kernels at their best, from a common start.
+
+    python -m benchmarks.w2_gradients [--small] [--save] [--strict]
+
+256 chains start three posterior standard deviations wide around the posterior mean, every kernel
+in coordinates of unit posterior variances. After each of sixty counts of gradients the distance is
+the exact one-dimensional 2-Wasserstein distance to reference draws, its square averaged over
+coordinates, less what as many exact draws would show. A cell is the least number of gradients of a
+chain, over a grid of step sizes and one more number of each kernel, from which on the distance
+stays below the level: the kernels are compared, not their tuning, which is not counted. "-" means
+that no choice on the grid stays below within the budget.
+
+Targets: a rotated Gaussian (d = 50, condition 100; exact draws), and the logistic regression of the
+breast cancer data (d = 31; reference draws of a long run of `db.sample`). `--save` writes the table
+and the figure of `docs/gradients-to-w2.md` too.
+"""
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+import driftbridge as db
+from benchmarks.gradient import data
+from benchmarks.timing import machine, options, record
+from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.samplers import (
+    KLMC,
+    MALA,
+    MALT,
+    OBABO,
+    UBU,
+    DiagonalMetric,
+    JitteredHMC,
+    LocalScaleHMC,
+    RandomizedMidpointKinetic,
+    Sampler,
+)
+from driftbridge.samplers.loop import transition
+from driftbridge.samplers.preconditioned import WhitenedTarget
+from driftbridge.targets import GLM, DenseGaussian
+from driftbridge.targets.base import Target
+
+LEVELS = (0.5, 0.2, 0.1)
+WIDTH = 3.0
+MARKS = 60
+PAGE = Path(__file__).parents[1] / "docs" / "gradients-to-w2.md"
+
+
+class Kernel(NamedTuple):
+    """Chains of one kernel: `init(target, numbers, positions, key)` gives their states, and
+    `step(target, numbers, states, t, key)` the next ones with the mean gradients of a chain."""
+
+    init: Callable
+    step: Callable
+
+
+def of_sampler(target: Target, sampler: Sampler, positions, key) -> Any:
+    """The states of a sampler of ours."""
+    return jax.vmap(lambda position: sampler.init(target, position))(positions)
+
+
+def step_of_sampler(target: Target, sampler: Sampler, states, t, key) -> tuple[Any, Any]:
+    """One transition of a sampler of ours, as the driver takes it."""
+    now, like = sampler.at_step(t), states.position[0]
+    keys = jax.random.split(key, len(states.position))
+    noise = jax.vmap(lambda key: now.noise(key, like))(keys)
+    states, infos = transition(target, now, states, noise)
+    return states, jnp.mean(infos.num_gradients.astype(like.dtype))
+
+
+OURS = Kernel(of_sampler, step_of_sampler)
+
+
+def nuts(target: Target) -> Kernel:
+    """BlackJAX's NUTS at a step size, unit metric."""
+    kernel = blackjax.nuts.build_kernel()
+
+    def init(target, numbers, positions, key):
+        return jax.vmap(lambda x: blackjax.nuts.init(x, target.log_density))(positions)
+
+    def step(target, numbers, states, t, key):
+        def one(state, key):
+            unit = jnp.ones(target.dim, state.position.dtype)
+            return kernel(key, state, target.log_density, numbers[0], unit)
+
+        states, info = jax.vmap(one)(states, jax.random.split(key, len(states.position)))
+        return states, jnp.mean(info.num_integration_steps.astype(numbers[0].dtype))
+
+    return Kernel(init, step)
+
+
+def mclmc(target: Target) -> Kernel:
+    """BlackJAX's MCLMC at a step size and a decoherence length; two gradients a step."""
+    kernel = blackjax.mcmc.mclmc.build_kernel()
+
+    def init(target, numbers, positions, key):
+        keys = jax.random.split(key, len(positions))
+        make = partial(blackjax.mcmc.mclmc.init, logdensity_fn=target.log_density)
+        return jax.vmap(lambda x, key: make(position=x, rng_key=key))(positions, keys)
+
+    def step(target, numbers, states, t, key):
+        def one(state, key):
+            unit = jnp.ones(target.dim, state.position.dtype)
+            return kernel(
+                rng_key=key, state=state, logdensity_fn=target.log_density,
+                inverse_mass_matrix=unit, L=numbers[1], step_size=numbers[0],
+            )[0]  # fmt: skip
+
+        states = jax.vmap(one)(states, jax.random.split(key, len(states.position)))
+        return states, jnp.full((), 2.0, numbers[0].dtype)
+
+    return Kernel(init, step)
+
+
+def adjusted_mclmc(target: Target) -> Kernel:
+    """BlackJAX's adjusted MCLMC at a step size and a mean number of steps, uniformly jittered."""
+    kernel = blackjax.mcmc.adjusted_mclmc_dynamic.build_kernel(
+        integration_steps_fn=lambda key, most: jax.random.randint(key, (), 1, most)
+    )
+
+    def init(target, numbers, positions, key):
+        keys = jax.random.split(key, len(positions))
+        make = blackjax.mcmc.adjusted_mclmc_dynamic.init
+        return jax.vmap(lambda x, key: make(x, target.log_density, key))(positions, keys)
+
+    def step(target, numbers, states, t, key):
+        # Means of 2, 4, 8: uniform on 1 to twice the mean less one.
+        most = 2 * numbers[1].astype(jnp.int32)
+
+        def one(state, key):
+            return kernel(
+                key, state, target.log_density, numbers[0], integration_steps_params=(most,)
+            )
+
+        states, info = jax.vmap(one)(states, jax.random.split(key, len(states.position)))
+        return states, 2 * jnp.mean(info.num_integration_steps.astype(numbers[0].dtype))
+
+    return Kernel(init, step)
+
+
+class Method(NamedTuple):
+    """A kernel and the numbers to try: step sizes, and one more number of each kernel."""
+
+    kernel: Callable[[Target], Kernel]
+    make: Callable[..., Any]
+    grid: tuple[tuple[float, ...], ...]
+
+
+def ours(target: Target) -> Kernel:
+    """Every sampler of ours is run in one way."""
+    return OURS
+
+
+def numbers(*values: float) -> tuple[Float[Array, ""], ...]:
+    """Numbers of a kernel of BlackJAX."""
+    return tuple(jnp.asarray(value, jnp.float32) for value in values)
+
+
+def spaced(low: float, high: float, count: int = 6) -> tuple[float, ...]:
+    """Step sizes evenly spaced in the logarithm."""
+    return tuple(np.geomspace(low, high, count).tolist())
+
+
+FRICTIONS = (0.5, 1.0, 2.0)
+LENGTHS = (0.8, 1.6, 3.2)
+METHODS: dict[str, Method] = {
+    "LocalScaleHMC": Method(ours, partial(LocalScaleHMC, spread=0.0), (spaced(0.1, 0.8), LENGTHS)),
+    "JitteredHMC": Method(ours, JitteredHMC, (spaced(0.1, 0.8), LENGTHS)),
+    "MALT": Method(ours, partial(MALT, num_steps=6), (spaced(0.1, 0.8), FRICTIONS)),
+    "MALA": Method(ours, MALA, (spaced(0.002, 0.2, 8),)),
+    "UBU": Method(ours, UBU, (spaced(0.1, 0.8), FRICTIONS)),
+    "OBABO": Method(ours, OBABO, (spaced(0.1, 0.8), FRICTIONS)),
+    "KLMC": Method(ours, KLMC, (spaced(0.02, 0.4), FRICTIONS)),
+    "RandomizedMidpointKinetic": Method(
+        ours, RandomizedMidpointKinetic, (spaced(0.1, 0.8), FRICTIONS)
+    ),
+    "BlackJAX NUTS": Method(nuts, numbers, (spaced(0.1, 0.8),)),
+    "BlackJAX MCLMC": Method(mclmc, numbers, (spaced(0.4, 6.0), (3.0, 6.0, 12.0))),
+    "BlackJAX adjusted MCLMC": Method(adjusted_mclmc, numbers, (spaced(0.4, 6.0), (2.0, 4.0, 8.0))),
+}
+BIASED = ("UBU", "OBABO", "KLMC", "RandomizedMidpointKinetic", "BlackJAX MCLMC")
+
+
+class Problem(NamedTuple):
+    """A target in standard coordinates, mean quantiles of reference draws, what exact draws show.
+
+    `floor` is the mean squared distance of as many exact draws as there are chains, `resolution`
+    the distance that twice its standard deviation amounts to.
+    """
+
+    target: Target
+    quantiles: Float[np.ndarray, "chains dim"]
+    floor: float
+    resolution: float
+
+
+def squared_distance(
+    positions: Float[Array, "chains dim"], quantiles: Float[Array, "chains dim"]
+) -> Float[Array, ""]:
+    """Mean over coordinates of `W2^2` to the law with these quantiles, in one dimension each.
+
+    Between equally many points it is the mean square of differences in order; with the mean of the
+    reference in each of as many cells it is that less a constant, which the floor lacks too.
+    """
+    return jnp.mean((jnp.sort(positions, axis=0) - quantiles) ** 2)
+
+
+def problem(target: Target, draws: np.ndarray, chains: int, repeats: int = 100) -> Problem:
+    """The target standardised by reference draws `(n, dim)`."""
+    mean, sd = draws.mean(0, dtype=np.float64), draws.std(0, dtype=np.float64)
+    standard = (draws - mean) / sd
+    cells = len(standard) // chains
+    ordered = np.sort(standard[: cells * chains], axis=0)
+    quantiles = ordered.reshape(chains, cells, -1).mean(1)
+    rng = np.random.default_rng(0)
+    exact = [
+        float(np.mean((np.sort(standard[rng.choice(len(standard), chains)], 0) - quantiles) ** 2))
+        for _ in range(repeats)
+    ]
+    metric = DiagonalMetric(sd.astype(np.float32))
+    whitened = WhitenedTarget(target.dim, target, jnp.asarray(mean, jnp.float32), metric)
+    resolution = float(np.sqrt(2 * np.std(exact)))
+    return Problem(
+        cast_floating(whitened, jnp.float32), quantiles.astype(np.float32),
+        float(np.mean(exact)), resolution,
+    )  # fmt: skip
+
+
+def gaussian(dim: int, condition: float) -> DenseGaussian:
+    """A rotated Gaussian with eigenvalues spread in the logarithm."""
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, dim)))[0]
+    values = np.geomspace(1, condition, dim)
+    covariance, precision = (basis * values) @ basis.T, (basis / values) @ basis.T
+    numbers = (np.zeros(dim), covariance, precision)
+    return DenseGaussian(*(np.asarray(a, np.float32) for a in numbers))
+
+
+def problems(small: bool, chains: int) -> Iterator[tuple[str, Problem]]:
+    """The targets with their reference draws."""
+    target = gaussian(20 if small else 50, 100.0)
+    draws = target.truth.sample(jax.random.key(7), chains * 200)
+    yield "Gaussian", problem(target, np.asarray(draws), chains)
+    if small:
+        return
+    X, y = data()
+    regression = GLM(X, y, "logistic", "gaussian")
+    with contextlib.redirect_stderr(io.StringIO()):
+        found = db.sample(regression, key=7, num_samples=2000)
+    yield (
+        "logistic regression",
+        problem(regression, found.positions.reshape(-1, X.shape[1]), chains),
+    )
+
+
+@partial(jax.jit, static_argnames="kernel")
+def trace(kernel: Kernel, target, chosen, positions, quantiles, marks, key):
+    """Gradients of a chain and squared distance when each of `marks` gradients is reached."""
+    first, key = jax.random.split(key)
+
+    def until(carry, mark):
+        def one(carry):
+            states, spent, t = carry
+            states, cost = kernel.step(target, chosen, states, t, jax.random.fold_in(key, t))
+            return states, spent + cost, t + 1
+
+        carry = lax.while_loop(lambda carry: carry[1] < mark, one, carry)
+        return carry, (carry[1], squared_distance(carry[0].position, quantiles))
+
+    start = kernel.init(target, chosen, positions, first)
+    zero = jnp.zeros((), positions.dtype)
+    return lax.scan(until, (start, zero, jnp.zeros((), jnp.int32)), marks)[1]
+
+
+class Trace(NamedTuple):
+    """Distances over gradients, with one choice of numbers."""
+
+    choice: tuple[float, ...]
+    gradients: np.ndarray
+    distance: np.ndarray
+
+    def reaches(self, level: float) -> float:
+        """Gradients from which on the distance stays below the level; infinite if it never does."""
+        above = np.flatnonzero(~(self.distance <= level))
+        first = 0 if len(above) == 0 else int(above[-1]) + 1
+        return float(self.gradients[first]) if first < len(self.gradients) else np.inf
+
+
+def traces(method: Method, where: Problem, budget: int, small: bool) -> list[Trace]:
+    """Every choice of the grid."""
+    chains, dim = where.quantiles.shape
+    rng = np.random.default_rng(1)
+    positions = jnp.asarray(WIDTH * rng.normal(size=(chains, dim)), jnp.float32)
+    marks = jnp.asarray(np.geomspace(4, budget, MARKS), jnp.float32)
+    kernel = method.kernel(where.target)
+    grid = [part[::3] if small else part for part in method.grid]
+    found = []
+    for choice in product(*grid):
+        chosen = cast_floating(method.make(*choice), jnp.float32)
+        gradients, squares = trace(
+            kernel, where.target, chosen, positions, jnp.asarray(where.quantiles), marks,
+            jax.random.key(3),
+        )  # fmt: skip
+        squares = np.asarray(squares, np.float64) - where.floor
+        # NaN, where chains have diverged, stays NaN and is below no level.
+        distance = np.sqrt(np.where(squares < 0, 0, squares))
+        found.append(Trace(choice, np.asarray(gradients), distance))
+    return found
+
+
+def cell(value: float) -> str:
+    """A count of gradients, or a dash."""
+    return "-" if np.isinf(value) else f"{value:.0f}"
+
+
+def table(rows: list[dict]) -> str:
+    """Rows as Markdown."""
+    heads = "".join(f" W2 = {level} |" for level in LEVELS)
+    lines = [f"| target | kernel | exact |{heads}", "| --- " * (3 + len(LEVELS)) + "|"]
+    for row in rows:
+        cells = " | ".join(cell(row["gradients"][str(level)]) for level in LEVELS)
+        lines.append(f"| {row['target']} | {row['kernel']} | {row['exact']} | {cells} |")
+    return "\n".join(lines)
+
+
+def order(trace: Trace) -> tuple[float, float]:
+    """Sooner at the middle level comes first; of those that never get there, the nearest."""
+    return trace.reaches(LEVELS[1]), float(np.nan_to_num(trace.distance[-1], nan=np.inf))
+
+
+def compare(name: str, where: Problem, budget: int, small: bool) -> Iterator[tuple[dict, Trace]]:
+    """One row a method, with the trace that is first at the middle level."""
+    for kernel, method in METHODS.items():
+        begin = time.perf_counter()
+        found = traces(method, where, budget, small)
+        least = {str(level): min(t.reaches(level) for t in found) for level in LEVELS}
+        best = min(
+            found, key=lambda t: (t.reaches(LEVELS[1]), np.nan_to_num(t.distance[-1], nan=9))
+        )
+        row = {
+            "target": name,
+            "kernel": kernel,
+            "exact": "no" if kernel in BIASED else "yes",
+            "gradients": least,
+            "choice": best.choice,
+            "seconds": time.perf_counter() - begin,
+        }
+        yield row, best
+
+
+def figure(shown: dict[str, dict[str, Trace]]) -> str:
+    """The traces as SVG, one panel a target."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(shown), figsize=(5.2 * len(shown), 4.2), sharey=True)
+    for panel, (target, found) in zip(np.atleast_1d(panels), shown.items(), strict=True):
+        for i, (kernel, trace) in enumerate(found.items()):
+            style = "--" if kernel.startswith("BlackJAX") else "-"
+            shown_above = np.maximum(trace.distance, 0.02)
+            panel.loglog(trace.gradients, shown_above, style, label=kernel, color=f"C{i % 10}")
+        panel.set(title=target, xlabel="gradients of a chain", ylim=(0.02, 5))
+        for level in LEVELS:
+            panel.axhline(level, color="0.8", linewidth=0.8, zorder=0)
+    np.atleast_1d(panels)[0].set_ylabel("W2, in posterior sd")
+    np.atleast_1d(panels)[-1].legend(fontsize=7)
+    figure.tight_layout()
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return out.getvalue()
+
+
+def write_page(rows: list[dict], shown: dict[str, dict[str, Trace]], notes: str) -> None:
+    """The page of the documentation, and its figure beside it."""
+    text = f"""# Gradients until the law is right
+
+`python -m benchmarks.w2_gradients --save` wrote this page. Its numbers are gradients of one chain,
+warm-up not counted: each kernel had its step size and one more number chosen from a grid, for each
+cell anew, and all ran in coordinates of unit posterior variances. 256 chains start three posterior
+standard deviations wide; the distance is the one-dimensional 2-Wasserstein distance in posterior
+standard deviations, root mean square over coordinates, less what exact draws would show. "-": no
+choice on the grid stayed below within the budget. A kernel that is not exact keeps a bias of its
+step size, so small distances ask for small steps.
+
+{table(rows)}
+
+{notes}
+
+![Distance over gradients, each kernel at its best for W2 = {LEVELS[1]}](gradients-to-w2.svg)
+"""
+    PAGE.write_text(text, encoding="utf-8")
+    PAGE.with_suffix(".svg").write_text(figure(shown), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = options(__doc__, arguments)
+    chains, budget = (64, 60) if chosen.small else (256, 800)
+    print(machine(), end="\n\n")
+    rows, shown, notes = [], {}, []
+    for name, where in problems(chosen.small, chains):
+        notes.append(
+            f"{name}: distances below {where.resolution:.2f} are noise of {chains} chains; budget "
+            f"{budget} gradients."
+        )
+        shown[name] = {}
+        for row, best in compare(name, where, budget, chosen.small):
+            rows.append(row)
+            shown[name][row["kernel"]] = best
+            cells = " | ".join(cell(row["gradients"][str(level)]) for level in LEVELS)
+            print(f"{name} | {row['kernel']} | {cells} | {row['seconds']:.0f} s", flush=True)
+    print("", table(rows), "", *notes, sep="\n")
+    if chosen.save and not chosen.small:
+        write_page(rows, shown, "\n".join(f"- {note}" for note in notes))
+    for row in rows:  # JSON has no infinity
+        row["gradients"] = {k: v if np.isfinite(v) else None for k, v in row["gradients"].items()}
+    return record("w2_gradients", rows, True, chosen)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
