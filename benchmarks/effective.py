@@ -1,44 +1,44 @@
 """Effective draws a second and a gradient, warm-up included: `db.sample(target)` beside its peers.
 
-    python -m benchmarks.effective [--small] [--save] [--strict]
+    python -m benchmarks.effective [--rows NAME ...] [--small] [--save] [--strict]
 
-Targets: logistic regression on the breast cancer data (n = 569, d = 31), and a rotated Gaussian
-(d = 100, eigenvalues log-uniform from 1 to 1e4). All sides evaluate the same log density with the
-same gradient. Every program is compiled by a first run with another seed, and that time is shown
-apart; five seeds follow, sides taking turns. `sq` is the least ESS of squared deviations, which
+Targets: logistic regression on the breast cancer data (n = 569, d = 31) and on 50 000 simulated
+rows; rotated Gaussians (d = 100: eigenvalues log-uniform from 1 to 1e4, or ones with ten outliers;
+d = 1000: ones with eight outliers up to 1e6); eight schools, centred and not; a regression with a
+horseshoe prior (d = 63); a regression with an effect of each of 303 districts (d = 317); a Brownian
+motion observed with noise. `--rows` takes some of them. All sides evaluate the same log density
+with the same gradient. Every program is compiled by a first run with another seed, and that time is
+shown apart; seeds follow, sides taking turns. `sq` is the least ESS of squared deviations, which
 antithetic draws do not raise. A run whose largest rank-normalised R-hat is 1.01 or more, or whose
 bulk or tail ESS is below 800, has not converged, and does not count.
 
 Peers run at the number of chains that suits them: NUTS four, ChEES 64 as ours, MCLMC four.
 """
 
+import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import blackjax
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import driftbridge as db
 from benchmarks.gradient import data
-from benchmarks.timing import machine, options, record, verdict
-from driftbridge.runtime.compilations import Compilations
+from benchmarks.peers import Run, chees, mclmc, numpyro_nuts, nutpie, nuts, peer
+from benchmarks.timing import machine, parser_of, record, verdict
 from driftbridge.samplers import diagnostics
-from driftbridge.targets import GLM, DenseGaussian
-
-START = 1.0
-
-
-class Run(NamedTuple):
-    """Draws `(chains, draws, dim)`, gradients of all chains in all, and seconds."""
-
-    positions: np.ndarray
-    gradients: int
-    seconds: float
+from driftbridge.targets import (
+    GLM,
+    BrownianMotion,
+    DenseGaussian,
+    EightSchools,
+    EightSchoolsNonCentered,
+    Target,
+    log_sigmoid,
+)
+from driftbridge.targets.constraints import positive
 
 
 def ours(target, seed: int) -> Run:
@@ -49,123 +49,6 @@ def ours(target, seed: int) -> Run:
     facts = draws.metadata
     gradients = facts["gradients_warmup"] + facts["gradients_sampling"]
     return Run(np.asarray(draws.positions), gradients, seconds)
-
-
-def peer(program: Callable, target) -> Callable[[object, int], Run]:
-    """A compiled pipeline `program(target, key) -> (positions, gradients)` as a `Run` by seed."""
-    compiled = jax.jit(program)
-
-    def run(_, seed: int) -> Run:
-        start = time.perf_counter()
-        positions, gradients = jax.block_until_ready(compiled(target, jax.random.key(seed)))
-        seconds = time.perf_counter() - start
-        return Run(np.asarray(positions), int(gradients), seconds)
-
-    return run
-
-
-def nuts(target, key, num_chains: int, num_warmup: int, num_samples: int):
-    """BlackJAX's NUTS with its window adaptation, a diagonal metric, chains under `vmap`."""
-
-    def chain(key):
-        start, warm, sample = jax.random.split(key, 3)
-        position = START * jax.random.normal(start, (target.dim,))
-        adaptation = blackjax.window_adaptation(blackjax.nuts, target.log_density)
-        (state, parameters), info = adaptation.run(warm, position, num_steps=num_warmup)
-        step = blackjax.nuts(target.log_density, **parameters).step
-
-        def one(state, key):
-            state, info = step(key, state)
-            return state, (state.position, info.num_integration_steps)
-
-        _, (positions, steps) = jax.lax.scan(one, state, jax.random.split(sample, num_samples))
-        return positions, jnp.sum(steps) + jnp.sum(info.info.num_integration_steps)
-
-    positions, gradients = jax.vmap(chain)(jax.random.split(key, num_chains))
-    return positions, jnp.sum(gradients)
-
-
-def chees(target, key, num_chains: int, num_warmup: int, num_samples: int):
-    """BlackJAX's ChEES-HMC, its metric diagonal."""
-    start, warm, sample = jax.random.split(key, 3)
-    positions = START * jax.random.normal(start, (num_chains, target.dim))
-    adaptation = blackjax.chees_adaptation(target.log_density, num_chains)
-    (states, parameters), info = adaptation.run(warm, positions, 0.1, optax.adam(0.025), num_warmup)
-    step = blackjax.dynamic_hmc(target.log_density, **parameters).step
-
-    def one(states, key):
-        states, info = jax.vmap(step)(jax.random.split(key, num_chains), states)
-        return states, (states.position, info.num_integration_steps)
-
-    _, (positions, steps) = jax.lax.scan(one, states, jax.random.split(sample, num_samples))
-    gradients = jnp.sum(steps) + jnp.sum(info.info.num_integration_steps)
-    return jnp.swapaxes(positions, 0, 1), gradients
-
-
-def mclmc(target, key, num_chains: int, num_tuning: int, num_samples: int):
-    """BlackJAX's MCLMC with its tuner; two gradients a step."""
-
-    def chain(key):
-        start, init, tune, sample = jax.random.split(key, 4)
-        position = START * jax.random.normal(start, (target.dim,))
-        state = blackjax.mcmc.mclmc.init(
-            position=position, logdensity_fn=target.log_density, rng_key=init
-        )
-        kernel = blackjax.mcmc.mclmc.build_kernel(
-            integrator=blackjax.mcmc.integrators.isokinetic_mclachlan
-        )
-        found = blackjax.mclmc_find_L_and_step_size(
-            mclmc_kernel=kernel, num_steps=num_tuning, state=state, rng_key=tune,
-            logdensity_fn=target.log_density,
-        )  # fmt: skip
-        state, parameters = found[0], found[1]
-        step = blackjax.mclmc(
-            target.log_density, L=parameters.L, step_size=parameters.step_size,
-            inverse_mass_matrix=parameters.inverse_mass_matrix,
-        ).step  # fmt: skip
-
-        def one(state, key):
-            state, _ = step(key, state)
-            return state, state.position
-
-        _, positions = jax.lax.scan(one, state, jax.random.split(sample, num_samples))
-        return positions
-
-    positions = jax.vmap(chain)(jax.random.split(key, num_chains))
-    return positions, jnp.asarray(2 * num_chains * (num_tuning + num_samples))
-
-
-def numpyro_nuts(num_chains: int, num_warmup: int, num_samples: int):
-    """NumPyro's NUTS on the potential, chains vectorised."""
-    from numpyro.infer import MCMC, NUTS
-
-    made: dict[int, MCMC] = {}
-
-    def run(target, seed: int) -> Run:
-        mcmc = made.setdefault(
-            id(target),
-            MCMC(
-                NUTS(potential_fn=target.potential),
-                num_warmup=num_warmup,
-                num_samples=num_samples,
-                num_chains=num_chains,
-                chain_method="vectorized",
-                progress_bar=False,
-            ),
-        )
-        key, start = jax.random.split(jax.random.key(seed))
-        positions = START * jax.random.normal(start, (num_chains, target.dim))
-        # NumPyro compiles anew in every run without its progress bar, which is slower still.
-        watch, begin = Compilations(), time.perf_counter()
-        mcmc.run(key, init_params=positions, extra_fields=("num_steps",))
-        found = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
-        seconds = time.perf_counter() - begin - watch.seconds
-        # Steps of the warm-up are not kept by NumPyro; they are taken to be like the others.
-        steps = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["num_steps"])
-        gradients = int(steps.mean() * num_chains * (num_warmup + num_samples))
-        return Run(np.asarray(found), gradients, seconds)
-
-    return run
 
 
 def judged(run: Run) -> dict:
@@ -186,38 +69,129 @@ def judged(run: Run) -> dict:
     }
 
 
-def gaussian(dim: int = 100, condition: float = 1e4) -> DenseGaussian:
-    """A rotated Gaussian whose eigenvalues are spread evenly in the logarithm."""
-    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, dim)))[0]
-    values = np.geomspace(1, condition, dim)
+def gaussian(values: np.ndarray) -> DenseGaussian:
+    """A rotated Gaussian with these eigenvalues."""
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(len(values),) * 2))[0]
     covariance, precision = (basis * values) @ basis.T, (basis / values) @ basis.T
-    return DenseGaussian(
-        *(np.asarray(a, np.float32) for a in (np.zeros(dim), covariance, precision))
+    numbers = (np.zeros(len(values)), covariance, precision)
+    return DenseGaussian(*(np.asarray(a, np.float32) for a in numbers))
+
+
+def outliers(dim: int, count: int, largest: float) -> DenseGaussian:
+    """A rotated Gaussian of unit variances but for `count` of 100 to `largest`."""
+    return gaussian(np.concatenate([np.ones(dim - count), np.geomspace(100, largest, count)]))
+
+
+def much_data(n: int = 50_000, d: int = 31) -> GLM:
+    """A logistic regression on simulated data, neighbouring predictors correlated by 0.5."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, d))
+    for j in range(1, d):
+        X[:, j] = 0.5 * X[:, j - 1] + np.sqrt(0.75) * X[:, j]
+    X[:, 0] = 1
+    chance = 1 / (1 + np.exp(-X @ rng.normal(size=d) / np.sqrt(d)))
+    return GLM(X.astype(np.float32), (rng.random(n) < chance).astype(np.float32), "logistic")
+
+
+def school_districts(parameters, X, passed, tested):
+    """A binomial regression with an effect of each district: statsmodels' `star98`, d = 317."""
+    logits = parameters["intercept"] + X @ parameters["coefficients"]
+    logits = logits + parameters["scale"] * parameters["effects"]
+    likelihood = passed * log_sigmoid(logits) + (tested - passed) * log_sigmoid(-logits)
+    prior = (
+        jnp.sum(parameters["effects"] ** 2)
+        + jnp.sum(parameters["coefficients"] ** 2)
+        + parameters["intercept"] ** 2
+        + parameters["scale"] ** 2
     )
+    return jnp.sum(likelihood) - prior / 2
 
 
-def sides(target, small: bool) -> dict[str, Callable]:
-    """The programs that take turns; peers need a thousand gradients a draw of the Gaussian."""
-    k = 10 if small else 1 if isinstance(target, GLM) else 4
-    return {
-        "driftbridge": ours,
-        "BlackJAX ChEES": peer(
-            partial(chees, num_chains=64, num_warmup=1000 // k, num_samples=500 // k), target
-        ),
-        "BlackJAX NUTS": peer(
-            partial(nuts, num_chains=4, num_warmup=1000 // k, num_samples=1500 // k), target
-        ),
-        "BlackJAX MCLMC": peer(
-            partial(mclmc, num_chains=4, num_tuning=20_000 // k, num_samples=40_000 // k), target
-        ),
-        "NumPyro NUTS": numpyro_nuts(4, 1000 // k, 1500 // k),
+def random_effects() -> Target:
+    """303 districts of California: how many pupils passed a test, by what is known of each."""
+    from statsmodels.datasets import star98
+
+    table = star98.load_pandas().data
+    X = table[list(table.columns[2:14])].to_numpy(float)
+    X = (X - X.mean(0)) / X.std(0)
+    passed, failed = table["NABOVE"].to_numpy(float), table["NBELOW"].to_numpy(float)
+    n, d = X.shape
+    like = {
+        "coefficients": np.zeros(d), "effects": np.zeros(n), "intercept": 0.0, "scale": 1.0
+    }  # fmt: skip
+    numbers = (np.asarray(a, np.float32) for a in (X, passed, passed + failed))
+    return db.from_density(school_districts, like, *numbers, constraints={"scale": positive})
+
+
+class Case(NamedTuple):
+    """A target, who runs on it beside us, and how much the peers' runs are shortened."""
+
+    target: Callable[[], Target]
+    peers: tuple[str, ...]
+    shorter: int = 1
+    seeds: int = 5
+
+
+NUTS, DENSE, LOW_RANK = (f"BlackJAX NUTS{m}" for m in ("", ", dense", ", low rank"))
+CASES = {
+    "regression": Case(
+        lambda: GLM(*data(), "logistic", "gaussian"),
+        (NUTS, "BlackJAX ChEES", "BlackJAX MCLMC", "NumPyro NUTS", "nutpie"),
+    ),
+    "n = 50000": Case(much_data, (NUTS, "BlackJAX ChEES", "NumPyro NUTS"), 4, 2),
+    "gaussian": Case(
+        lambda: gaussian(np.geomspace(1, 1e4, 100)),
+        (NUTS, DENSE, LOW_RANK, "BlackJAX MCLMC", "nutpie", "nutpie, low rank"),
+        4,
+    ),
+    "outliers": Case(
+        lambda: outliers(100, 10, 1e4),
+        (NUTS, DENSE, LOW_RANK, "BlackJAX MCLMC", "nutpie", "nutpie, low rank"),
+        4,
+    ),
+    "d = 1000": Case(lambda: outliers(1000, 8, 1e6), (LOW_RANK, "nutpie, low rank"), 10, 2),
+    "schools, centred": Case(EightSchools, (NUTS, "NumPyro NUTS"), 1, 3),
+    "schools, non-centred": Case(EightSchoolsNonCentered, (NUTS, "NumPyro NUTS"), 1, 3),
+    "sparse regression": Case(
+        lambda: GLM(*data(), "logistic", "horseshoe"), (NUTS, "nutpie"), 1, 2
+    ),
+    "random effects": Case(random_effects, (NUTS, "nutpie"), 2, 3),
+    "brownian": Case(BrownianMotion, (NUTS, "NumPyro NUTS"), 1, 3),
+}
+
+
+def programs(case: Case, target: Target, small: bool) -> dict[str, Callable]:
+    """The programs that take turns, each at the number of chains that suits it."""
+    k = 20 if small else case.shorter
+
+    def runs_nuts(metric):
+        return peer(
+            partial(nuts, num_chains=4, num_warmup=1000 // k, num_samples=1500 // k, metric=metric),
+            target,
+        )
+
+    many = {"num_chains": 64, "num_warmup": 1000 // k, "num_samples": 500 // k}
+    long = {"num_chains": 4, "num_tuning": 20_000 // k, "num_samples": 40_000 // k}
+    makers = {
+        NUTS: lambda: runs_nuts("diagonal"),
+        DENSE: lambda: runs_nuts("dense"),
+        LOW_RANK: lambda: runs_nuts("low rank"),
+        "BlackJAX ChEES": lambda: peer(partial(chees, **many), target),
+        "BlackJAX MCLMC": lambda: peer(partial(mclmc, **long), target),
+        "NumPyro NUTS": lambda: numpyro_nuts(4, 1000 // k, 1500 // k),
+        "nutpie": lambda: nutpie(4, 1000 // k, 1500 // k, low_rank=False),
+        "nutpie, low rank": lambda: nutpie(4, 1000 // k, 1500 // k, low_rank=True),
     }
+    has_nutpie = importlib.util.find_spec("nutpie") is not None
+    peers = [p for p in case.peers if has_nutpie or not p.startswith("nutpie")]
+    return {"driftbridge": ours} | {name: makers[name]() for name in peers}
 
 
-def compare(name: str, target, seeds: int, small: bool) -> list[dict]:
+def compare(name: str, case: Case, small: bool) -> list[dict]:
     """Rows of one target, ours first; medians over seeds."""
-    programs, found, compiled = sides(target, small), {}, {}
-    for side, program in programs.items():
+    target, seeds = case.target(), 1 if small else case.seeds
+    sides, found, compiled = programs(case, target, small), {}, {}
+    for side, program in sides.items():
         begin = time.perf_counter()
         first = program(target, 1000)
         compiled[side] = time.perf_counter() - begin - first.seconds
@@ -225,9 +199,9 @@ def compare(name: str, target, seeds: int, small: bool) -> list[dict]:
         compiled[side] += first.seconds - again.seconds
         found[side] = []
     for seed in range(seeds):
-        order = list(programs)
+        order = list(sides)
         for side in order[seed % len(order) :] + order[: seed % len(order)]:
-            found[side].append(judged(programs[side](target, seed)))
+            found[side].append(judged(sides[side](target, seed)))
     rows = []
     for side, runs in found.items():
         rows.append(
@@ -258,21 +232,26 @@ BARS = {
     ("regression", "NumPyro NUTS"): ("seconds", 25, None),
     ("gaussian", "BlackJAX NUTS"): ("gradients", 100, None),
     ("gaussian", "BlackJAX MCLMC"): ("gradients", 25, 10),
+    **{
+        ("gaussian", side): ("gradients", 1, None)
+        for side in (DENSE, LOW_RANK, "nutpie", "nutpie, low rank")
+    },
 }
 
 
 def main() -> int:
-    chosen = options(__doc__)
-    X, y = data()
-    targets = {"regression": GLM(X, y, "logistic", "gaussian"), "gaussian": gaussian()}
+    parser = parser_of(__doc__)
+    parser.add_argument("--rows", nargs="*", choices=list(CASES), help="some targets; all if none")
+    chosen = parser.parse_args()
+    names = chosen.rows or list(CASES)
     print(machine(), end="\n\n")
     print(
         "| target | side | chains x draws | converged | R-hat | bulk/s | sq/s | bulk/1k grad | "
         "sq/1k grad | compile s |\n" + "| --- " * 10 + "|"
     )
     rows, met = [], True
-    for name, target in targets.items():
-        part = compare(name, target, 1 if chosen.small else 5, chosen.small)
+    for name in names:
+        part = compare(name, CASES[name], chosen.small)
         for row in part:
             chains, draws = row["draws"]
             print(

@@ -150,13 +150,18 @@ def unjudged(label: str, timings: Timings, name: str, to: str, count: int = 1) -
     )
 
 
-def options(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parser_of(description: str | None) -> argparse.ArgumentParser:
     """The options of every benchmark: `--small`, `--save`, `--strict`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--small", action="store_true", help="a smoke run; its ratios mean nothing")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME.json")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a bar is missed")
-    return parser.parse_args(arguments)
+    return parser
+
+
+def options(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options given on the command line."""
+    return parser_of(description).parse_args(arguments)
 
 
 def machine() -> str:
