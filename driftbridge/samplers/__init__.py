@@ -62,3 +62,5 @@ from driftbridge.samplers.stein_discrepancy import (
 )
 from driftbridge.samplers.step_size import DualAveraging as DualAveraging
 from driftbridge.samplers.step_size import EnergyRule as EnergyRule
+from driftbridge.samplers.unbiased import UnbiasedEstimate as UnbiasedEstimate
+from driftbridge.samplers.unbiased import UnbiasedUBU as UnbiasedUBU
