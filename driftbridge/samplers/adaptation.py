@@ -4,15 +4,22 @@ import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from driftbridge.samplers.base import Info, Sampler, State
 from driftbridge.samplers.energy_error import WithEnergyError
-from driftbridge.samplers.metric import DiagonalMetric, Metric
+from driftbridge.samplers.metric import DenseMetric, DiagonalMetric, Metric
 from driftbridge.samplers.preconditioned import Preconditioned
 from driftbridge.samplers.step_size import DualAveraging, EnergyRule, StepSizeRule
-from driftbridge.samplers.welford import Moments, add_batch, no_moments, shrunk_variance
+from driftbridge.samplers.welford import (
+    Moments,
+    add_batch,
+    no_moments,
+    shrunk_covariance,
+    shrunk_variance,
+)
 
 
 class Adaptation(eqx.Module):
@@ -68,6 +75,9 @@ class Adaptation(eqx.Module):
         return {}
 
 
+KINDS = {"diagonal": DiagonalMetric, "dense": DenseMetric}
+
+
 class Schedule(NamedTuple):
     """Where warm-up stands: the present window of the metric ends before step `window_end`."""
 
@@ -106,18 +116,33 @@ def absorb_tail(schedule: Schedule) -> Int[Array, ""]:
 
 
 class Warmup(Adaptation):
-    """Step size by dual averaging or the energy-error rule, diagonal metric by Welford's moments.
+    """Step size by dual averaging or the energy-error rule, metric by Welford's moments.
 
     Adjusted kernels are tuned to an acceptance rate by `DualAveraging`, unadjusted ones to a bias
     by `EnergyRule`. The metric is estimated from all chains together over windows that double; a
-    sampler that comes `Preconditioned` with another metric than a diagonal one keeps it.
+    sampler that comes `Preconditioned` with a metric of another kind keeps it.
 
     **Arguments:**
 
     - `step_size`: a `StepSizeRule`, or None for the rule that suits the sampler.
+    - `metric`: "diagonal", or "dense" for a full covariance, which pays for correlated parameters
+      where windows hold several times as many draws of all chains as there are dimensions.
+
+    **Raises:** `ValueError` for another metric.
     """
 
     step_size: StepSizeRule | None = None
+    metric: str = eqx.field(static=True, default="diagonal")
+
+    def __check_init__(self):
+        if self.metric not in KINDS:
+            raise ValueError(f'metric must be "diagonal" or "dense"; got {self.metric!r}.')
+
+    def _identity(self, like: Float[Array, " dim"]) -> Metric:
+        if self.metric == "diagonal":
+            return DiagonalMetric(jnp.ones_like(like))
+        identity = jnp.eye(like.size, dtype=like.dtype)
+        return DenseMetric(identity, identity)
 
     def rule(self, sampler: Sampler) -> StepSizeRule:
         """The rule in use for `sampler`."""
@@ -127,17 +152,18 @@ class Warmup(Adaptation):
 
     def init(self, sampler, positions, num_warmup):
         if not isinstance(sampler, Preconditioned):
-            sampler = Preconditioned(sampler, DiagonalMetric(jnp.ones_like(positions[0])))
+            sampler = Preconditioned(sampler, self._identity(positions[0]))
         if not sampler.facts.adjusted:
             inner = WithEnergyError(sampler.sampler, jnp.ones((), positions.dtype))
             sampler = Preconditioned(inner, sampler.metric)
-        dim = positions.shape[1:]
-        adapts_metric = isinstance(sampler.metric, DiagonalMetric)
+        adapts_metric = isinstance(sampler.metric, KINDS[self.metric])
         step_size, sampler = self.rule(sampler).init(sampler)
         state = WarmupState(
             first_window(jnp.asarray(num_warmup, jnp.int32)),
             step_size,
-            no_moments(dim, positions.dtype) if adapts_metric else None,
+            no_moments(positions.shape[1], positions.dtype, self.metric == "dense")
+            if adapts_metric
+            else None,
         )
         return state, sampler
 
@@ -150,15 +176,14 @@ class Warmup(Adaptation):
             arrived = schedule.step + 1 >= schedule.window_start
             approach = jnp.where(arrived, 0.0, sampler.sampler.approach)
             sampler = eqx.tree_at(lambda s: s.sampler.approach, sampler, approach)
-        if state.moments is None or not isinstance(sampler.metric, DiagonalMetric):
+        if state.moments is None:
             schedule = schedule._replace(step=schedule.step + 1)
             return WarmupState(schedule, step_size, None), sampler
 
         in_window = schedule.step >= schedule.window_start
         moments = add_batch(state.moments, states.position, in_window)
         closes = schedule.step + 1 == schedule.window_end
-        variance = shrunk_variance(moments, jnp.square(sampler.metric.scale))
-        metric = DiagonalMetric(jnp.where(closes, jnp.sqrt(variance), sampler.metric.scale))
+        metric = jax.lax.cond(closes, learnt, lambda _, metric: metric, moments, sampler.metric)
         sampler = eqx.tree_at(lambda s: s.metric, sampler, metric)
         step_size, sampler = rule.restart(step_size, sampler, closes)
         moments = Moments(*(jnp.where(closes, 0, leaf) for leaf in moments))
@@ -170,6 +195,18 @@ class Warmup(Adaptation):
         if isinstance(final.sampler, WithEnergyError):
             return Preconditioned(final.sampler.sampler, final.metric)
         return final
+
+
+def learnt(moments: Moments, metric: Metric) -> Metric:
+    """The metric of the moments, of the kind of the previous one, towards which it is shrunk."""
+    if isinstance(metric, DiagonalMetric):
+        return DiagonalMetric(jnp.sqrt(shrunk_variance(moments, jnp.square(metric.scale))))
+    assert isinstance(metric, DenseMetric)
+    factor = jnp.asarray(metric.cholesky)
+    previous = jnp.matmul(factor, factor.T, precision=jax.lax.Precision.HIGHEST)
+    found = DenseMetric.from_covariance(shrunk_covariance(moments, previous))
+    usable = jnp.all(jnp.isfinite(found.cholesky)) & jnp.all(jnp.isfinite(found.inverse_cholesky))
+    return jax.tree.map(lambda new, old: jnp.where(usable, new, old), found, metric)
 
 
 def next_window(schedule: Schedule, closes) -> Schedule:
