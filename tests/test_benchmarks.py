@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
         ("steps", "C = 4: MALA (1)"),
         ("memory", "draws"),
         ("kills", "of 3"),
+        ("swap", "| eight_schools | driftbridge |"),
+        ("chain_counts", "| 4 | MALT |"),
     ],
 )
 def test_small_benchmark_prints_its_table(name, shows):
