@@ -27,6 +27,7 @@ SLOW = {
     "driver",
     "samplers",
     "example",
+    "bias",
     "write-a-sampler",
     "blackjax",
     "numpyro",
