@@ -5,7 +5,7 @@ import sys
 
 NAMES = (
     "gradient", "steps", "first_draws", "effective", "reliability", "calibration", "w2_gradients",
-    "swap", "chain_counts", "memory", "kills", "devices",
+    "bias", "swap", "chain_counts", "memory", "kills", "devices",
 )  # fmt: skip
 
 if __name__ == "__main__":
