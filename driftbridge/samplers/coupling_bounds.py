@@ -142,7 +142,7 @@ def _distances(
         done += CHUNK
         # Below this distances are rounding.
         floor = 0.0 if coupling.meets else 16 * float(jnp.finfo(dtype).eps) * size
-        if len(parts[-1]) and parts[-1][-1].max() <= floor:
+        if done > 1 and parts[-1][-1].max() <= floor:
             break
     return np.concatenate(parts)[: max_steps + 1], floor
 
