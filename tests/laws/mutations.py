@@ -141,8 +141,8 @@ MUTANTS = [
     Mutant(
         "old score after a drift",
         "samplers/splitting.py",
-        "                score = None\n",
-        "",
+        "position, score = drift(position, velocity, time), None",
+        "position = drift(position, velocity, time)",
         f"{VARIANCE}[BAOAB-setting0]",
     ),
     Mutant(
