@@ -41,7 +41,7 @@ from examples.posteriors.reference import load
 
 PILOTS = (1000, 1001, 1002)
 PILOT_R_HAT, PILOT_ESS = 1.008, 1000
-DOUBLINGS = 2
+DOUBLINGS = 3
 # A setting that is this slow is not doubled, for it could not win, and runs with fewer seeds.
 SLOW_SECONDS = 5.0
 SEEDS, FEW_SEEDS = 5, 2
