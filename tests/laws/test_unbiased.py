@@ -94,7 +94,7 @@ def test_variances_fall_by_sixteen_from_level_to_level(name, record_property):
         for level in range(1, 6)
     ]
     slopes = np.polyfit(np.arange(5), np.log2(variances), 1)[0]
-    record_property("slopes", slopes)
+    record_property("slopes", slopes.tolist())
     # Strong order 2: variances fall as h^4. Variances of 512 replicates repeat within 10 %,
     # which is 0.14 in log2 and 0.05 in a slope over five levels. The rest is the approach to the
     # limit. Measured: -3.93, -3.93 (Gaussian), -3.95, -3.97.
