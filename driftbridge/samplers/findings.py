@@ -39,8 +39,7 @@ class Finding(NamedTuple):
 def findings(draws: "Draws") -> tuple[Finding, ...]:
     """All findings about some draws, the most serious first.
 
-    `not_converged`, `divergences` (more than 1 % of the draws, or of a chain's by more than chance
-    explains), `stuck` (a chain that kept
+    `not_converged`, `divergences` (more than 1 % of a chain's draws), `stuck` (a chain that kept
     its place for 100 steps), `acceptance` (a chain below half the mean), `warmup` (an ensemble that
     did not agree), `repaired` (chains moved before the kept draws), `energy` (E-BFMI below 0.3,
     adjusted kernels that have not converged), `outside` (draws of an unadjusted kernel where the
@@ -118,11 +117,7 @@ def _divergences(draws: "Draws") -> Finding | None:
     if divergent is None:
         return None
     share = np.asarray(divergent, float).mean(1)
-    # The largest share of many short chains exceeds 1 % by chance: four standard errors are allowed
-    # to a single one.
-    chance = 4 * np.sqrt(DIVERGENT_ABOVE / draws.num_draws)
-    allowed = DIVERGENT_ABOVE + (0 if share.mean() > DIVERGENT_ABOVE else chance)
-    chains = np.flatnonzero(share > allowed)
+    chains = np.flatnonzero(share > DIVERGENT_ABOVE)
     if not len(chains):
         return None
     return Finding(
