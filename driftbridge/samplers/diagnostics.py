@@ -123,7 +123,10 @@ def flatten(
 
 
 def convergence(
-    values: Any, groups: int | None = None, names: Sequence[str] | None = None
+    values: Any,
+    groups: int | None = None,
+    names: Sequence[str] | None = None,
+    ranks: np.ndarray | None = None,
 ) -> Convergence:
     """Judge draws by R-hat and effective sample sizes.
 
@@ -134,6 +137,7 @@ def convergence(
       draws a chain; for many short chains the number of groups of neighbouring chains, each
       started from one point, for the nested R-hat (of normal scores and folded normal scores).
     - `names`: labels of the parameters; their numbers if None.
+    - `ranks`: `mixing` of the same values, where it is known.
 
     **Raises:** `ValueError` for fewer than four groups or groups that do not divide the chains.
     """
@@ -143,7 +147,7 @@ def convergence(
     if groups is not None and groups < MIN_GROUPS:
         raise ValueError(f"nested R-hat needs at least {MIN_GROUPS} groups; got {groups}.")
     labels = tuple(map(str, range(array.shape[2]) if names is None else names))
-    bulk, tail, scale = mixing(array)
+    bulk, tail, scale = mixing(array) if ranks is None else ranks
     if groups is not None:
         scale = _each(lambda x: estimators.nested_rank_r_hat(x, groups), array)
     return judge(labels, scale, bulk, tail, tuple(reasons(array).tolist()))

@@ -188,13 +188,12 @@ class Draws:
             unknown = np.full(len(self.names), np.nan)
             reasons = (diagnostics.TOO_SHORT,) * len(self.names)
             return diagnostics.judge(self.names, unknown, unknown, unknown, reasons)
-        bulk, tail, scale = np.concatenate([m.reshape(3, -1) for m in self.mixing], axis=1)
-        if groups is None:
-            reasons = [r for b in self.blocks() for r in np.ravel(diagnostics.reasons(b)).tolist()]
-        else:
-            flat, names = diagnostics.flatten(self.parameters)
-            judged = diagnostics.convergence(flat, groups, names)
-            reasons, scale = judged.reasons, judged.r_hat
+        ranks = np.concatenate([m.reshape(3, -1) for m in self.mixing], axis=1)
+        if groups is not None:
+            flat, _ = diagnostics.flatten(self.parameters)
+            return diagnostics.convergence(flat, groups, self.names, ranks)
+        bulk, tail, scale = ranks
+        reasons = [r for b in self.blocks() for r in np.ravel(diagnostics.reasons(b)).tolist()]
         return diagnostics.judge(self.names, scale, bulk, tail, tuple(reasons))
 
     def worst(self, count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,20 @@ PIECE = 1 << 18
 
 
 def diagnose(
-    blocks: Iterable[np.ndarray], names: Sequence[str], num_groups: int | None
+    blocks: Iterable[np.ndarray],
+    names: Sequence[str],
+    num_groups: int | None,
+    ranks: Iterable[np.ndarray | None] | None = None,
 ) -> Diagnosis:
     """Diagnosis of draws that come in blocks `(chains, draws, *event)`; constants are left out.
 
     `names` are labels of all entries of all blocks, in order. R-hat is nested for groups of chains.
+    `ranks` is `diagnostics.mixing` of each block, where it is known.
     """
     kept_names: list[str] = []
     columns: list[np.ndarray] = []
     start = 0
-    for block in blocks:
+    for block, known in zip(blocks, repeat(None) if ranks is None else ranks, strict=False):
         flat: np.ndarray = np.reshape(block, (*block.shape[:2], -1)).astype(np.float64)
         marks, start = names[start : start + flat.shape[2]], start + flat.shape[2]
         keep = diagnostics.reasons(flat) != diagnostics.CONSTANT
@@ -45,7 +50,8 @@ def diagnose(
             continue
         kept_names += [mark for mark, kept in zip(marks, keep, strict=True) if kept]
         flat = flat[..., keep]
-        state = diagnostics.convergence(flat, num_groups)
+        known = None if known is None else np.reshape(known, (3, -1))[:, keep]
+        state = diagnostics.convergence(flat, num_groups, ranks=known)
         error = diagnostics.mcse_mean(flat) / flat.std(axis=(0, 1))
         columns.append(np.stack([state.r_hat, state.ess_bulk, state.ess_tail, error]))
     return Diagnosis(
@@ -89,9 +95,9 @@ class Keeper(abc.ABC):
     def diagnose(self) -> Diagnosis:
         """Mixing of the kept draws, parameter by parameter."""
 
-    def glance(self) -> Diagnosis:
-        """Mixing of a few parameters, those likeliest to fail, where that is cheaper than all."""
-        return self.diagnose()
+    def glance(self) -> Diagnosis | None:
+        """Mixing of a few parameters, those likeliest to fail; None where it costs that of all."""
+        return None
 
     @abc.abstractmethod
     def draws(self, tuned: Sampler, metadata: dict[str, Any]) -> Draws:
@@ -128,25 +134,12 @@ class InMemory(Keeper):
     def _look(self) -> Draws:
         positions = self.positions("sampling")
         if self._seen is None or self._seen.num_draws != positions.shape[1]:
-            facts = {"num_groups": self.num_groups}
-            self._seen = Draws(self.target, positions, {}, tuned=None, metadata=facts)
+            self._seen = Draws(self.target, positions, {}, tuned=None)
         return self._seen
 
     def diagnose(self):
         seen = self._look()
-        verdict = seen.convergence
-        varies = np.array(verdict.reasons) != diagnostics.CONSTANT
-        errors = [
-            np.ravel(diagnostics.mcse_mean(block) / np.std(block, axis=(0, 1), dtype=np.float64))
-            for block in seen.blocks()
-        ]
-        return Diagnosis(
-            tuple(np.array(verdict.names, object)[varies]),
-            verdict.r_hat[varies],
-            verdict.ess_bulk[varies],
-            verdict.ess_tail[varies],
-            np.concatenate(errors)[varies],
-        )
+        return diagnose(seen.blocks(), seen.names, self.num_groups, seen.mixing)
 
     def draws(self, tuned, metadata):
         phases = [(self.positions(phase), self.stats(phase)) for phase in ("warmup", "sampling")]

@@ -102,20 +102,6 @@ def sample(
     check_kinds(choice.sampler, choice.adapt, mesh)
     counts = {name: int(count) for name, count in counts.items()}
     choice = choice._replace(num_warmup=counts["num_warmup"], num_chains=counts["num_chains"])
-    return sample_chosen(target, choice, key, counts, keep, store, mesh, progress)
-
-
-def sample_chosen(
-    target: Any,
-    choice: Choice,
-    key: Any,
-    counts: dict[str, int],
-    keep: Any,
-    store: str | os.PathLike | None,
-    mesh: Mesh | None,
-    progress: bool | Callback,
-) -> Draws:
-    """`sample` with every setting made."""
     run, draw_store = opened(target, choice, key, counts, keep, store, mesh, progress)
     asked = choice.num_samples
     return execute(run, asked if isinstance(asked, Until) else int(asked), draw_store)
@@ -315,7 +301,8 @@ def draw_until(run: Run, until: Until) -> str | None:
         late = until.seconds is not None and run.clock.seconds["sampling"] >= until.seconds
         is_last = late or look >= until.max_draws
         # What a glance finds unmet is: only the last look has to name the worst of all.
-        unmet = None if is_last else until.unmet(run.keeper.glance())
+        few = None if is_last else run.keeper.glance()
+        unmet = None if few is None else until.unmet(few)
         if unmet is None:
             unmet = until.unmet(run.keeper.diagnose())
         if unmet is None or is_last:
