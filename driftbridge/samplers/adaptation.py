@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from driftbridge.runtime.products import product
 from driftbridge.samplers.base import Info, Sampler, State
 from driftbridge.samplers.energy_error import WithEnergyError
 from driftbridge.samplers.metric import DenseMetric, DiagonalMetric, Metric
@@ -203,7 +204,7 @@ def learnt(moments: Moments, metric: Metric) -> Metric:
         return DiagonalMetric(jnp.sqrt(shrunk_variance(moments, jnp.square(metric.scale))))
     assert isinstance(metric, DenseMetric)
     factor = jnp.asarray(metric.cholesky)
-    previous = jnp.matmul(factor, factor.T, precision=jax.lax.Precision.HIGHEST)
+    previous = product(factor, factor.T)
     found = DenseMetric.from_covariance(shrunk_covariance(moments, previous))
     usable = jnp.all(jnp.isfinite(found.cholesky)) & jnp.all(jnp.isfinite(found.inverse_cholesky))
     return jax.tree.map(lambda new, old: jnp.where(usable, new, old), found, metric)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from driftbridge.runtime.products import product
 from driftbridge.samplers.adaptation import Adaptation
 from driftbridge.samplers.base import Sampler, innermost, step_size_of, with_step_size
 from driftbridge.samplers.fisher import first_metric, fisher_metric
@@ -280,7 +281,7 @@ def right_angle(
     """The trajectory length at which the slowest direction would turn by a right angle."""
     z = jax.vmap(jax.vmap(metric.whiten))(positions - jnp.mean(positions, axis=(0, 1))[None, None])
     leading = principal_direction(z.reshape(-1, z.shape[-1]))
-    along = jnp.matmul(z, leading, precision=jax.lax.Precision.HIGHEST)
+    along = product(z, leading)
     z = jnp.concatenate([z, along[..., None]], axis=-1)
     moved = jnp.sum(z[1:] * z[:-1], axis=(0, 1))
     still = (jnp.sum(z[1:] ** 2, axis=(0, 1)) + jnp.sum(z[:-1] ** 2, axis=(0, 1))) / 2

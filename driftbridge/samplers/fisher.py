@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from driftbridge.runtime.products import product
 from driftbridge.samplers.fisher_low_rank import first_low_rank, improved_low_rank
 from driftbridge.samplers.geometric_mean import geometric_mean
 from driftbridge.samplers.low_rank import LowRankMetric
@@ -87,7 +88,7 @@ def _improved(metric, centred, forces, share, weight):
     level = weight * (jnp.trace(spread) + jnp.trace(force)) / (2 * len(identity))
     spread, force = ((1 - weight) * part + level * identity for part in (spread, force))
     factor = jnp.linalg.cholesky(geometric_mean(spread, force)) / balance
-    cholesky = _product(metric.cholesky, factor)
+    cholesky = product(metric.cholesky, factor)
     inverse = jax.scipy.linalg.solve_triangular(factor, metric.inverse_cholesky, lower=True)
     usable = usable & jnp.all(jnp.isfinite(cholesky)) & jnp.all(jnp.isfinite(inverse))
     return DenseMetric(
@@ -97,8 +98,4 @@ def _improved(metric, centred, forces, share, weight):
 
 
 def _gram(rows):
-    return _product(rows.T, rows)
-
-
-def _product(a, b):
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return product(rows.T, rows)

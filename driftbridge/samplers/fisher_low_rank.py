@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from driftbridge.runtime.products import product
 from driftbridge.samplers.geometric_mean import geometric_mean
 from driftbridge.samplers.low_rank import LowRankMetric
 
@@ -57,15 +58,15 @@ def improved_low_rank(
     basis = jnp.linalg.qr(jnp.concatenate([directions(x, number), directions(s, number)], 1))[0]
     # What the previous metric says of the new directions is the prior: shrinkage towards a fixed
     # form would never let a stretch exceed the fourth root of the number of draws.
-    inside = _product(metric.basis.T, basis)
-    excess = _product(inside.T * (metric.stretch**2 - 1)[None], inside)
+    inside = product(metric.basis.T, basis)
+    excess = product(inside.T * (metric.stretch**2 - 1)[None], inside)
     factor = jnp.linalg.cholesky(jnp.eye(2 * number, dtype=basis.dtype) + excess)
-    x = jax.scipy.linalg.solve_triangular(factor, _product(x, basis).T, lower=True)
-    s = _product(factor.T, _product(s, basis).T)
+    x = jax.scipy.linalg.solve_triangular(factor, product(x, basis).T, lower=True)
+    s = product(factor.T, product(s, basis).T)
     mean = geometric_mean(_shrunk(x, weight), _shrunk(s, weight))
     # Singular values of a factor keep the digits that eigenvalues of the product would lose.
-    turn, stretch, _ = jnp.linalg.svd(_product(factor, jnp.linalg.cholesky(mean)))
-    fitted = LowRankMetric(scale, _product(basis, turn), stretch)
+    turn, stretch, _ = jnp.linalg.svd(product(factor, jnp.linalg.cholesky(mean)))
+    fitted = LowRankMetric(scale, product(basis, turn), stretch)
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(fitted)]
     usable = jnp.stack(finite).all() & jnp.all(stretch > 0)
     return jax.tree.map(lambda new, old: jnp.where(usable, new, old), fitted, metric)
@@ -74,18 +75,14 @@ def improved_low_rank(
 def directions(rows: Float[Array, "draws dim"], number: int) -> Float[Array, "dim number"]:
     """Orthonormal directions of nearly largest second moment, by subspace iteration."""
     start = np.random.default_rng(0).normal(size=(rows.shape[0], number))
-    basis = jnp.linalg.qr(_product(rows.T, jnp.asarray(start, rows.dtype)))[0]
+    basis = jnp.linalg.qr(product(rows.T, jnp.asarray(start, rows.dtype)))[0]
 
     def turn(_, basis):
-        return jnp.linalg.qr(_product(rows.T, _product(rows, basis)))[0]
+        return jnp.linalg.qr(product(rows.T, product(rows, basis)))[0]
 
     return jax.lax.fori_loop(0, POWERS, turn, basis)
 
 
 def _shrunk(columns, weight):
-    moments = _product(columns, columns.T)
+    moments = product(columns, columns.T)
     return (1 - weight) * moments + weight * jnp.eye(len(moments), dtype=columns.dtype)
-
-
-def _product(a, b):
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,9 +1,8 @@
 """A diagonal metric with a few directions stretched."""
 
-import jax.numpy as jnp
-from jax.lax import Precision
 from jaxtyping import Array, Float
 
+from driftbridge.runtime.products import product
 from driftbridge.samplers.metric import Metric
 
 
@@ -37,6 +36,4 @@ class LowRankMetric(Metric):
         return self._stretched(score, 1 / self.stretch) / self.scale
 
     def _stretched(self, x, factors):
-        inside = jnp.matmul(x, self.basis, precision=Precision.HIGHEST)
-        change = jnp.matmul((factors - 1) * inside, self.basis.T, precision=Precision.HIGHEST)
-        return x + change
+        return x + product((factors - 1) * product(x, self.basis), self.basis.T)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from driftbridge.runtime.products import product
 from driftbridge.targets.leaves import check_positive, is_concrete
 
 
@@ -70,7 +71,7 @@ class DenseMetric(Metric):
     """A full matrix, `L = cholesky`.
 
     Two products with a `dim x dim` matrix for each gradient, which batches of chains turn into
-    matrix products.
+    matrix products (vector first, so that none is transposed).
 
     **Arguments:**
 
@@ -99,19 +100,13 @@ class DenseMetric(Metric):
         return cls(cholesky, inverse)
 
     def unwhiten(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return _product(z, jnp.transpose(self.cholesky))
+        return product(z, jnp.transpose(self.cholesky))
 
     def whiten(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return _product(x, jnp.transpose(self.inverse_cholesky))
+        return product(x, jnp.transpose(self.inverse_cholesky))
 
     def whiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return _product(score, self.cholesky)
+        return product(score, self.cholesky)
 
     def unwhiten_score(self, score: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return _product(score, self.inverse_cholesky)
-
-
-# Vector first, so that a batch of chains gives (chains, dim) without a transposition; a GPU would
-# otherwise round float32 factors to TF32, ten bits.
-def _product(vector, matrix):
-    return jnp.matmul(vector, matrix, precision=jax.lax.Precision.HIGHEST)
+        return product(score, self.inverse_cholesky)

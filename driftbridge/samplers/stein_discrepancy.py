@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.products import product
 from driftbridge.samplers import diagnostics
 from driftbridge.samplers.metric import DiagonalMetric, Metric
 from driftbridge.targets.base import Target
@@ -269,18 +270,15 @@ def _quadratic_forms(
     chunk = min(chunk, n)
     squares, work = jnp.sum(z**2, axis=1), jnp.sum(z * scores, axis=1)
 
-    def product(a, b):
-        return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
-
     def rows(block):
         at, z_at, score_at, signs_at, squares_at, work_at = block
-        q = squares_at[:, None] + squares[None] - 2 * product(z_at, z)
+        q = squares_at[:, None] + squares[None] - 2 * product(z_at, z.T)
         value, first, second = _radial(kernel, jnp.maximum(q, 0), scale, beta)
         # (s(y) - s(x)) . (x - y), x along rows.
-        pull = product(z_at, scores) + product(score_at, z) - work[None] - work_at[:, None]
-        u = product(score_at, scores) * value + 2 * first * (pull - dim) - 4 * second * q
+        pull = product(z_at, scores.T) + product(score_at, z.T) - work[None] - work_at[:, None]
+        u = product(score_at, scores.T) * value + 2 * first * (pull - dim) - 4 * second * q
         u = jnp.where(at[:, None] == jnp.arange(n)[None], 0, u)
-        return jnp.sum(signs_at * product(u, signs.T), axis=0)
+        return jnp.sum(signs_at * product(u, signs), axis=0)
 
     def in_blocks(leaf):  # rows that fill the last block have no sign and count nothing
         padded = jnp.pad(leaf, [(0, -n % chunk)] + [(0, 0)] * (leaf.ndim - 1))

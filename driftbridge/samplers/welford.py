@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.lax import Precision
 from jaxtyping import Array, Bool, Float
+
+from driftbridge.runtime.products import product
 
 
 class Moments(NamedTuple):
@@ -37,9 +38,7 @@ def add_batch(
     deviations = batch - batch_mean[None]
     is_dense = moments.squares.ndim == 2
     batch_squares = (
-        jnp.matmul(deviations.T, deviations, precision=Precision.HIGHEST)
-        if is_dense
-        else jnp.sum(deviations**2, axis=0)
+        product(deviations.T, deviations) if is_dense else jnp.sum(deviations**2, axis=0)
     )
     total = moments.count + added
     shift = batch_mean - moments.mean
