@@ -16,6 +16,7 @@ Talts, Betancourt, Simpson, Vehtari and Gelman (2018), arXiv 1804.06788; Säilyn
 Vehtari (2022), arXiv 2103.10522, section 2.2.
 """
 
+import abc
 import argparse
 import contextlib
 import io
@@ -52,23 +53,24 @@ class Model(Target):
     def log_density(self, x):
         return self.log_prior(x) + self.log_likelihood(x)
 
+    @abc.abstractmethod
     def quantities(self, x: Float[Array, " dim"]) -> Float[Array, " quantities"]:
         """What is ranked, the log likelihood last."""
-        raise NotImplementedError
 
     def log_prior(self, x):
         return -jnp.sum(x**2) / 2
 
-    def log_likelihood(self, x):
-        raise NotImplementedError
+    @abc.abstractmethod
+    def log_likelihood(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
+        """Log density of the data."""
 
     def prior(self, key: Key[Array, ""]) -> Float[Array, " dim"]:
         """One draw of the prior: standard normal in these coordinates."""
         return jax.random.normal(key, (self.dim,))
 
+    @abc.abstractmethod
     def simulate(self, key: Key[Array, ""], x: Float[Array, " dim"]) -> Float[Array, " n"]:
         """Data for the parameters `x`."""
-        raise NotImplementedError
 
 
 DESIGN = np.random.default_rng(5).normal(size=(20, 3)).astype(np.float32) * [1.0, 0.5, 2.0]

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import driftbridge as db
+from benchmarks.gaussians import rotated
 from benchmarks.gradient import data
 from benchmarks.peers import Run, chees, mclmc, numpyro_nuts, nutpie, nuts, peer
 from benchmarks.timing import machine, parser_of, record, verdict
@@ -69,17 +70,9 @@ def judged(run: Run) -> dict:
     }
 
 
-def gaussian(values: np.ndarray) -> DenseGaussian:
-    """A rotated Gaussian with these eigenvalues."""
-    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(len(values),) * 2))[0]
-    covariance, precision = (basis * values) @ basis.T, (basis / values) @ basis.T
-    numbers = (np.zeros(len(values)), covariance, precision)
-    return DenseGaussian(*(np.asarray(a, np.float32) for a in numbers))
-
-
 def outliers(dim: int, count: int, largest: float) -> DenseGaussian:
     """A rotated Gaussian of unit variances but for `count` of 100 to `largest`."""
-    return gaussian(np.concatenate([np.ones(dim - count), np.geomspace(100, largest, count)]))
+    return rotated(np.concatenate([np.ones(dim - count), np.geomspace(100, largest, count)]))
 
 
 def much_data(n: int = 50_000, d: int = 31) -> GLM:
@@ -140,7 +133,7 @@ CASES = {
     ),
     "n = 50000": Case(much_data, (NUTS, "BlackJAX ChEES", "NumPyro NUTS"), 4, 2),
     "gaussian": Case(
-        lambda: gaussian(np.geomspace(1, 1e4, 100)),
+        lambda: rotated(np.geomspace(1, 1e4, 100)),
         (NUTS, DENSE, LOW_RANK, "BlackJAX MCLMC", "nutpie", "nutpie, low rank"),
         4,
     ),

@@ -18,13 +18,13 @@ import sys
 import numpy as np
 
 import driftbridge as db
+from benchmarks.gaussians import rotated
 from benchmarks.timing import machine, options, record, verdict
 from driftbridge.samplers import Gathering, UniformStart
 from driftbridge.targets import (
     Banana,
     BrownianMotion,
     BrownianMotionNonCentered,
-    DenseGaussian,
     DiagonalGaussian,
     EightSchools,
     EightSchoolsNonCentered,
@@ -37,17 +37,8 @@ STARTS = (0.1, 1.0, 10.0)
 MOST_DRAWS = 10_000
 
 
-def rotated(dim: int, condition: float) -> DenseGaussian:
-    """A rotated Gaussian with eigenvalues spread in the logarithm."""
-    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(dim, dim)))[0]
-    values = np.geomspace(1, condition, dim)
-    covariance, precision = (basis * values) @ basis.T, (basis / values) @ basis.T
-    numbers = (np.zeros(dim), covariance, precision)
-    return DenseGaussian(*(np.asarray(a, np.float32) for a in numbers))
-
-
 CHOSEN_ON = {
-    "rotated Gaussian": rotated(30, 1e4),
+    "rotated Gaussian": rotated(np.geomspace(1, 1e4, 30), seed=1),
     "eight schools, non-centred": EightSchoolsNonCentered(),
     "eight schools, centred": EightSchools(),
     "banana": Banana(),
