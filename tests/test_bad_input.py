@@ -1,5 +1,8 @@
 """Every wrong input gets an error that names the value and the cure."""
 
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -251,3 +254,22 @@ def test_a_seed_may_be_of_numpy():
 
     of_numpy, seed = first(np.int64(3))
     assert np.array_equal(of_numpy, first(3)[0]) and type(seed) is int
+
+
+def test_the_mesh_that_the_message_advises_works():
+    mesh = jax.make_mesh((1,), ("chains",))
+    whole = db.sample(TARGET, HMC(), num_chains=2, num_warmup=4, num_samples=4)
+    laid = db.sample(TARGET, HMC(), num_chains=2, num_warmup=4, num_samples=4, mesh=mesh)
+    # One device does the same operations in the same order.
+    np.testing.assert_array_equal(laid.positions, whole.positions)
+
+
+@pytest.mark.slow
+def test_a_script_that_ends_while_a_program_is_compiled_is_not_aborted():
+    script = (
+        "import jax.numpy as jnp, driftbridge as db\n"
+        "db.sample(db.from_density(lambda x: jnp.nan * jnp.sum(x), jnp.zeros(2)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("ValueError: no start")

@@ -75,7 +75,9 @@ class CompiledAhead:
 
     def __init__(self, lower: Callable[[], jax.stages.Lowered]):
         self.programs = 0
-        self._thread = threading.Thread(target=self._work, args=(lower,), daemon=True)
+        # No daemon: the interpreter waits for it, where ending a process inside of the compiler
+        # would abort it.
+        self._thread = threading.Thread(target=self._work, args=(lower,))
         self._thread.start()
 
     def _work(self, lower):

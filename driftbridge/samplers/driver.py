@@ -318,7 +318,7 @@ def new_buffer(target: Target, chains: Chains, keys, mesh: Mesh | None) -> Rows:
     capacity = capacity_of(shapes)
     sharding = None
     if mesh is not None:
-        sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
+        sharding = sharding_of(mesh, PartitionSpec(None, mesh.axis_names[0]))
     return jax.tree.map(
         # NumPy's zeros compile nothing.
         lambda leaf: jax.device_put(np.zeros((capacity, *leaf.shape), leaf.dtype), sharding),
@@ -339,4 +339,13 @@ def keys_of_chains(keys: Streams, num_chains: int, mesh: Mesh | None):
 
 def over_devices(mesh: Mesh | None) -> NamedSharding | None:
     """Chains along the first axis of the mesh."""
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return None if mesh is None else sharding_of(mesh, PartitionSpec(mesh.axis_names[0]))
+
+
+def sharding_of(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
+    """A layout on the devices of the mesh that the compiler propagates.
+
+    The axes of `jax.make_mesh` are explicit unless told otherwise: they would be part of the types
+    of all arrays, and every operation of a target would have to agree.
+    """
+    return NamedSharding(Mesh(mesh.devices, mesh.axis_names), spec)
