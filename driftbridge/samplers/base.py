@@ -92,12 +92,17 @@ class Sampler(eqx.Module):
       position, never its value; tuned numbers enter in `step`;
     - `step(target, state, noise)`: the next state and its `Info`. It is deterministic.
 
+    The step of a chain alone is one call in the compiled loop, so that all of it is computed there.
+    `in_line` is for methods with coefficients that depend on the sampler alone and are worth being
+    computed before the loop: theirs stays a part of it.
+
     A state is a NamedTuple whose first field is `position`; a field named `score` is the gradient
     of the log density there and `log_density` its value, carried only by methods that reuse them.
     Numbers (step size, friction) are floating leaves; variants are classes.
     """
 
     facts: ClassVar[Facts]
+    in_line: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, target: Target, position: Float[Array, "..."]) -> State:
@@ -167,6 +172,10 @@ class Wrapper(Sampler):
     @property
     def facts(self) -> Facts:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.sampler.facts
+
+    @property
+    def in_line(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.sampler.in_line
 
     def noise(self, key: Key[Array, ""], like: Float[Array, "..."]) -> Noise:
         return self.sampler.noise(key, like)

@@ -68,6 +68,8 @@ class Kinetic(Sampler):
     used twice.
     """
 
+    in_line: ClassVar[bool] = True  # for the coefficients of the free flow
+
     step_size: Float[Array, ""] | float = 0.1
     friction: Float[Array, ""] | float = 1.0
     u: Float[Array, ""] | float = 1.0
@@ -198,6 +200,8 @@ class RandomizedMidpointKinetic(Kinetic):
     1909.05503.
     """
 
+    in_line: ClassVar[bool] = False  # its coefficients change with the midpoint
+
     facts: ClassVar[Facts] = Facts(
         summary="Kinetic dynamics with the force at a random time of the step",
         gradients="2",
@@ -218,8 +222,17 @@ class RandomizedMidpointKinetic(Kinetic):
     def step(
         self, target: Target, state: KineticState, noise: RandomizedKineticNoise
     ) -> tuple[KineticState, Info]:
-        new = _through_midpoint(self, target, state, noise)
-        return new, unadjusted_info(new.position, 2)
+        h, u, x = self.step_size, self.u, state.position
+        before, after = _flights(self, noise.uniform, is_unset(state.velocity[0]))
+        v = self.velocity(state, noise.before[0])
+        path_before = ou_noise(before, *noise.before)
+        nx, nv = compose(path_before, ou_noise(after, *noise.after), after)
+        midpoint = x + before.e1 * v + (u * before.e2) * target.score(x) + path_before[0]
+        force = (h * u) * target.score(midpoint)
+        # E1(h) = E1(t) + exp(-γt) E1(d): the flow over h is the one over t, then over d.
+        position = x + (before.e1 + before.decay * after.e1) * v + after.e1 * force + nx
+        velocity = before.decay * after.decay * v + after.decay * force + nv
+        return KineticState(position, velocity), unadjusted_info(position, 2)
 
     def coarsen(
         self, first: RandomizedKineticNoise, second: RandomizedKineticNoise
@@ -242,26 +255,6 @@ class RandomizedMidpointKinetic(Kinetic):
 
     def _normals(self, time: Float[Array, ""], increments) -> Float[Array, "2 dim"]:
         return jnp.stack(normals_of(self.flight(time), increments))
-
-
-@outlined_alone
-def _through_midpoint(
-    sampler: RandomizedMidpointKinetic,
-    target: Target,
-    state: KineticState,
-    noise: RandomizedKineticNoise,
-) -> KineticState:
-    h, u, x = sampler.step_size, sampler.u, state.position
-    before, after = _flights(sampler, noise.uniform, is_unset(state.velocity[0]))
-    v = sampler.velocity(state, noise.before[0])
-    path_before = ou_noise(before, *noise.before)
-    nx, nv = compose(path_before, ou_noise(after, *noise.after), after)
-    midpoint = x + before.e1 * v + (u * before.e2) * target.score(x) + path_before[0]
-    force = (h * u) * target.score(midpoint)
-    # E1(h) = E1(t) + exp(-γt) E1(d): the flow over h is the one over t, then over d.
-    position = x + (before.e1 + before.decay * after.e1) * v + after.e1 * force + nx
-    velocity = before.decay * after.decay * v + after.decay * force + nv
-    return KineticState(position, velocity)
 
 
 @outlined_alone

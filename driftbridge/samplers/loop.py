@@ -157,9 +157,7 @@ def transition(
 
     if states.position.ndim > 1:
         return jax.vmap(step)(states, noise)
-    # In line, the coefficients of kinetic dynamics are computed once, before the loop.
-    in_line = sampler.facts.kinetic or not sampler.facts.adjusted
-    return (step if in_line else outlined(step))(states, noise)
+    return (step if sampler.in_line else outlined(step))(states, noise)
 
 
 def record_of(states: State, infos: Info) -> Record:

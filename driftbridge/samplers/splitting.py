@@ -1,5 +1,6 @@
 """Splitting schemes for kinetic Langevin dynamics, as words over A, B, O and U."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
@@ -77,6 +78,38 @@ def stages(word: str) -> tuple[Stage, ...]:
     return tuple(merged)
 
 
+class Part(NamedTuple):
+    """Stages between two evaluations of the score, and the number of the first normal they take."""
+
+    stages: tuple[Stage, ...]
+    first_normal: int
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether the force acts in it."""
+        return any(stage.letter == "B" for stage in self.stages)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the position moves in it, after every B."""
+        return any(stage.letter in "AU" for stage in self.stages)
+
+
+@lru_cache(maxsize=128)
+def parts(word: str) -> tuple[Part, ...]:
+    """A word cut before every B whose position the score is not known at."""
+    found: list[Part] = []
+    now: list[Stage] = []
+    normals = first = 0
+    for stage in stages(word):
+        if stage.letter == "B" and any(before.letter in "AU" for before in now):
+            found.append(Part(tuple(now), first))
+            now, first = [], normals
+        now.append(stage)
+        normals += {"O": 1, "U": 2}.get(stage.letter, 0)
+    return (*found, Part(tuple(now), first))
+
+
 def reuses_score(word: str) -> bool:
     """Whether the last B of a step and the first of the next act at the same position."""
     letters = "".join(stage.letter for stage in stages(word) if stage.letter != "O")
@@ -142,8 +175,18 @@ class Word(Kinetic):
     ) -> tuple[KineticState | KineticScoreState, Info]:
         fractions = {stage.fraction for stage in stages(self.word) if stage.letter in "OU"}
         flights = {fraction: self.flight(self.step_size * fraction) for fraction in fractions}
-        new = _spelled(self, target, flights, state, noise)
-        return new, unadjusted_info(new.position, count_gradients(self.word))
+        position, velocity = state.position, None
+        score = state.score if isinstance(state, KineticScoreState) else None
+        for part in parts(self.word):
+            if part.needs_score and score is None:
+                score = target.score(position)
+            position, velocity = _acts(part)(self, flights, state, position, velocity, score, noise)
+            score = None if part.moves else score
+        new = state._replace(position=position, velocity=velocity)
+        if isinstance(new, KineticScoreState):
+            assert score is not None  # the word ends with the B that has evaluated it
+            new = new._replace(score=score)
+        return new, unadjusted_info(position, count_gradients(self.word))
 
     def coarsen(
         self, first: Float[Array, "n dim"], second: Float[Array, "n dim"]
@@ -167,35 +210,32 @@ def _increments(flight: FreeFlight, normals: Float[Array, "n dim"]):
     return ou_noise(flight, normals[0], normals[-1])
 
 
-# The flights come from outside: what does not change leaves the compiled loop.
-@outlined_alone
-def _spelled(
-    sampler: Word,
-    target: Target,
-    flights: dict[float, FreeFlight],
-    state: KineticState | KineticScoreState,
-    noise: Float[Array, "n dim"],
-) -> KineticState | KineticScoreState:
-    h, u, position, normals = sampler.step_size, sampler.u, state.position, iter(noise)
-    velocity, is_fresh = sampler.velocity(state, noise[0]), is_unset(state.velocity)
-    score = state.score if isinstance(state, KineticScoreState) else None
-    for letter, fraction in stages(sampler.word):
-        time = h * fraction
-        if letter == "B":
-            score = target.score(position) if score is None else score
-            velocity = kick(velocity, score, time, u)
-            continue
-        if letter == "A":
-            position, score = drift(position, velocity, time), None
-            continue
-        flight = without_friction_where(is_fresh, flights[fraction], time)
-        if letter == "O":
-            velocity = refresh(velocity, flight, next(normals))
-        else:
-            position, velocity = fly(position, velocity, flight, next(normals), next(normals))
-            score = None
-    new = state._replace(position=position, velocity=velocity)
-    return new._replace(score=score) if isinstance(new, KineticScoreState) else new
+@lru_cache(maxsize=256)
+def _acts(part: Part) -> Callable:
+    """The stages of a part as one operation of the compiled loop, flights coming from outside."""
+
+    @outlined_alone
+    def act(sampler, flights, state, position, velocity, score, noise):
+        # Made here, for what an operation is given is written to memory.
+        is_fresh = is_unset(state.velocity)
+        velocity = sampler.velocity(state, noise[0]) if velocity is None else velocity
+        normals = iter(noise[part.first_normal :])
+        for letter, fraction in part.stages:
+            time = sampler.step_size * fraction
+            if letter == "B":
+                velocity = kick(velocity, score, time, sampler.u)
+                continue
+            if letter == "A":
+                position = drift(position, velocity, time)
+                continue
+            flight = without_friction_where(is_fresh, flights[fraction], time)
+            if letter == "O":
+                velocity = refresh(velocity, flight, next(normals))
+            else:
+                position, velocity = fly(position, velocity, flight, next(normals), next(normals))
+        return position, velocity
+
+    return act
 
 
 class Splitting(Word):
