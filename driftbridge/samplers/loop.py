@@ -128,9 +128,10 @@ def block_noise(
 @outlined_alone
 def finite_or_refused(sampler: Sampler, new: State, state: State) -> tuple[State, Bool[Array, ""]]:
     """The new state if it is finite, else the refused old one; and whether it is."""
-    # One sum finds any NaN or infinity; overflow of finite entries is a lost chain too.
+    # One sum finds any NaN or infinity; overflow of finite entries is a lost chain too. It is a
+    # product, whose operand XLA computes once; for a sum it would compute the whole step again.
     checked = new.position + new.score if "score" in new._fields else new.position
-    is_finite = jnp.isfinite(jnp.sum(checked))
+    is_finite = jnp.isfinite(checked @ jnp.ones_like(checked))
     kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, sampler.refuse(state))
     return kept, is_finite
 

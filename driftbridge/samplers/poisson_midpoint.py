@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from driftbridge.runtime.products import product
 from driftbridge.samplers.base import Facts, Info, Sampler, unadjusted_info
 from driftbridge.samplers.langevin import ScoreState
 from driftbridge.samplers.noise import normals_and_uniforms
@@ -87,15 +88,16 @@ class PoissonMidpoint(Sampler):
     ) -> tuple[ScoreState, Info]:
         h, k, x, score = self.step_size, self.num_substeps, state.position, state.score
         scale = jnp.sqrt(2 * h / k)
-        substep = jnp.arange(k, dtype=jnp.int32)
         so_far = jnp.cumsum(noise.is_event, dtype=jnp.int32)
         rounds = _most(so_far[-1])
+        # Row i is the path before substep i, row k the whole of it.
+        before = jnp.tri(k + 1, k, -1, x.dtype)
+        paths = scale * product(before, noise.normals)
 
         def correct(carry):
             event, correction = carry
             i = jnp.sum(so_far <= event, dtype=jnp.int32)
-            is_before = jnp.expand_dims(substep < i, 1)
-            path = scale * jnp.sum(jnp.where(is_before, noise.normals, 0), axis=0)
+            path = lax.dynamic_index_in_dim(paths, i, 0, keepdims=False)
             midpoint = x + (h * i.astype(x.dtype) / k) * score + path
             # Chains with fewer events than the batch have i = k and add nothing.
             change = jnp.where(i < k, target.score(midpoint) - score, 0)
@@ -103,5 +105,5 @@ class PoissonMidpoint(Sampler):
 
         start = jnp.zeros((), jnp.int32), jnp.zeros_like(x)
         _, correction = lax.while_loop(lambda carry: carry[0] < rounds, correct, start)
-        position = x + h * (score + correction) + scale * jnp.sum(noise.normals, axis=0)
+        position = x + h * (score + correction) + paths[k]
         return ScoreState(position, target.score(position)), unadjusted_info(position, 1 + rounds)

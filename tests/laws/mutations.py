@@ -63,8 +63,8 @@ MUTANTS = [
     Mutant(
         "event's path one substep long",
         "samplers/poisson_midpoint.py",
-        "substep < i",
-        "substep <= i",
+        "jnp.tri(k + 1, k, -1",
+        "jnp.tri(k + 1, k, 0",
         f"{VARIANCE}[PoissonMidpoint-setting0]",
     ),
     Mutant(
