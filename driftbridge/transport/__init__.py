@@ -1,0 +1,1 @@
+"""Maps, couplings and distances between data sets."""

@@ -1,0 +1,121 @@
+"""The optimal map between Gaussians: the affine map of Bures and Wasserstein."""
+
+import time
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from driftbridge.runtime.products import product
+from driftbridge.transport.base import Fit, HasDensity, Method, as_dtype
+from driftbridge.transport.points import Sample
+
+# Share of the mean variance added to every covariance: singular ones stay invertible.
+RIDGE = 1e-9
+
+
+class Moments(NamedTuple):
+    """Mean and covariance of a sample, in float64."""
+
+    mean: Float[np.ndarray, " dim"]
+    covariance: Float[np.ndarray, "dim dim"]
+
+
+class Bures(NamedTuple):
+    """The optimal map between two Gaussians, and the terms of their distance.
+
+    - `matrix`: `M = C0^{-1/2} N C0^{-1/2}`, with `N = (C0^{1/2} C1 C0^{1/2})^{1/2}`.
+    - `root`, `inverse_root`: `C0^{1/2}` and `C0^{-1/2}`.
+    - `eigenvalues`, `eigenvectors`: of `N`.
+    """
+
+    matrix: Float[np.ndarray, "dim dim"]
+    root: Float[np.ndarray, "dim dim"]
+    inverse_root: Float[np.ndarray, "dim dim"]
+    eigenvalues: Float[np.ndarray, " dim"]
+    eigenvectors: Float[np.ndarray, "dim dim"]
+
+
+def moments(sample: Sample) -> Moments:
+    """Weighted mean and covariance; with equal weights `1/n` the sum is divided by `n - 1`."""
+    points, weights = np.asarray(sample.points, np.float64), sample.weights
+    mean = weights @ points
+    centred = points - mean
+    correction = 1 - np.sum(weights**2)
+    covariance = (centred * weights[:, None]).T @ centred / max(correction, 1e-12)
+    ridge = RIDGE * max(np.trace(covariance) / len(mean), np.finfo(np.float64).tiny)
+    return Moments(mean, covariance + ridge * np.eye(len(mean)))
+
+
+def bures(source: Float[np.ndarray, "dim dim"], target: Float[np.ndarray, "dim dim"]) -> Bures:
+    """The map between centred Gaussians of two covariances.
+
+    The eigenvalues of `source` must be positive.
+    """
+    values, vectors = np.linalg.eigh(source)
+    values = np.maximum(values, np.finfo(np.float64).eps * values[-1])
+    root = (vectors * np.sqrt(values)) @ vectors.T
+    inverse_root = (vectors / np.sqrt(values)) @ vectors.T
+    squares, basis = np.linalg.eigh(root @ target @ root)
+    roots = np.sqrt(np.maximum(squares, 0))
+    left = inverse_root @ basis
+    return Bures((left * roots) @ left.T, root, inverse_root, roots, basis)
+
+
+class AffineMap(HasDensity):
+    """`T(x) = m1 + A (x - m0)` with `A` symmetric and positive definite."""
+
+    source_mean: Float[Array, " dim"]
+    target_mean: Float[Array, " dim"]
+    matrix: Float[Array, "dim dim"]
+    inverse_matrix: Float[Array, "dim dim"]
+    log_determinant: Float[Array, ""]
+    fit: Fit = eqx.field(static=True)
+
+    @property
+    def dim(self) -> int:
+        return self.source_mean.shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        return self.matrix.dtype
+
+    def _transport(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.target_mean + product(x - self.source_mean, self.matrix)
+
+    def _inverse(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.source_mean + product(y - self.target_mean, self.inverse_matrix)
+
+    def _log_det(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
+        return jnp.full(x.shape[0], self.log_determinant)
+
+
+class Affine(Method):
+    """The optimal map between the Gaussians that have the moments of the data.
+
+    `T(x) = m1 + A (x - m0)`, `A = C0^{-1/2} (C0^{1/2} C1 C0^{1/2})^{1/2} C0^{-1/2}`: the gradient
+    of a convex function, hence optimal for its own image, and the best affine map whatever the
+    data. A covariance gets `1e-9` of its mean variance on its diagonal.
+
+    Olkin and Pukelsheim (1982); Takatsu (2011).
+    """
+
+    name: ClassVar[str] = "affine"
+
+    def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> AffineMap:
+        start = time.perf_counter()
+        first, second = moments(source), moments(target)
+        matrix = bures(first.covariance, second.covariance).matrix
+        values, vectors = np.linalg.eigh(matrix)
+        values = np.maximum(values, np.finfo(np.float64).tiny)
+        dtype = source.points.dtype
+        return AffineMap(
+            as_dtype(first.mean, dtype),
+            as_dtype(second.mean, dtype),
+            as_dtype(matrix, dtype),
+            as_dtype((vectors / values) @ vectors.T, dtype),
+            as_dtype(np.log(values).sum(), dtype),
+            Fit(self.name, seconds=time.perf_counter() - start),
+        )

@@ -1,0 +1,92 @@
+"""Maps in one file: arrays, and a JSON header with a version. No pickle."""
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from driftbridge.runtime.codec import decode, encode
+from driftbridge.transport.base import TransportMap
+
+FORMAT = "driftbridge map"
+# Written into every file. A reader of version v reads all versions up to v.
+VERSION = 1
+HEADER = "header"
+# Names in a file are looked up in this package alone.
+PACKAGE = "driftbridge"
+NAMED = ("record", "name", "namedtuple")
+
+
+class MapFileError(ValueError):
+    """A file that holds no map this version can read."""
+
+
+def save(transport: TransportMap, path: str | os.PathLike) -> Path:
+    """Write a map to `path` (`.npz` is added where it has no ending), all of it or nothing.
+
+    **Returns:** the path.
+
+    **Raises:** `NotStorable` for a map that holds a function without an importable name.
+    """
+    path = Path(path)
+    path = path.with_suffix(".npz") if not path.suffix else path
+    tree, arrays = encode(transport)
+    header = {"format": FORMAT, "version": VERSION, "map": tree}
+    buffer = io.BytesIO()
+    named = {f"array_{i}": array for i, array in enumerate(arrays)}
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(buffer, **{HEADER: text}, **named)  # pyright: ignore[reportArgumentType]
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(buffer.getvalue())
+    partial.replace(path)
+    return path
+
+
+def load(path: str | os.PathLike) -> TransportMap:
+    """Read a map that was saved by this version or an earlier one.
+
+    **Raises:** `MapFileError` for a file that is no map, is damaged, or comes from a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MapFileError(f"there is no file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            header = json.loads(bytes(stored[HEADER]).decode())
+            arrays = [stored[f"array_{i}"] for i in range(len(stored.files) - 1)]
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+        raise MapFileError(f"{path} holds no map, or is damaged: {error}.") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise MapFileError(f"{path} holds no map of driftbridge.")
+    if header["version"] > VERSION:
+        raise MapFileError(
+            f"{path} was written by a newer version of driftbridge (format {header['version']}; "
+            f"this one reads up to {VERSION}). Upgrade driftbridge."
+        )
+    for name in _names(header["map"]):
+        if name.split(":")[0].split(".")[0] != PACKAGE:
+            raise MapFileError(f"{path} asks for {name}, which is outside {PACKAGE}.")
+    found = decode(header["map"], arrays)
+    if not isinstance(found, TransportMap):
+        raise MapFileError(f"{path} holds a {type(found).__name__}, not a map.")
+    if any(a.dtype == np.float64 for a in arrays) and not jax.config.jax_enable_x64:
+        rounded = "saved in float64, computing in float32: enable x64 to have it as it was"
+        fit = dataclasses.replace(found.fit, messages=(*found.fit.messages, rounded))
+        found = dataclasses.replace(found, fit=fit)
+    return found
+
+
+def _names(tree: Any) -> list[str]:
+    """All importable names in a description."""
+    if isinstance(tree, list):
+        return [name for item in tree for name in _names(item)]
+    if not isinstance(tree, dict):
+        return []
+    own = [value for kind, value in tree.items() if kind in NAMED and isinstance(value, str)]
+    return own + [name for value in tree.values() for name in _names(value)]
