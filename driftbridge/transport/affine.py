@@ -3,7 +3,6 @@
 import time
 from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -72,7 +71,6 @@ class AffineMap(HasDensity):
     matrix: Float[Array, "dim dim"]
     inverse_matrix: Float[Array, "dim dim"]
     log_determinant: Float[Array, ""]
-    fit: Fit = eqx.field(static=True)
 
     @property
     def dim(self) -> int:
@@ -112,10 +110,10 @@ class Affine(Method):
         values = np.maximum(values, np.finfo(np.float64).tiny)
         dtype = source.points.dtype
         return AffineMap(
+            Fit(self.name, seconds=time.perf_counter() - start),
             as_dtype(first.mean, dtype),
             as_dtype(second.mean, dtype),
             as_dtype(matrix, dtype),
             as_dtype((vectors / values) @ vectors.T, dtype),
             as_dtype(np.log(values).sum(), dtype),
-            Fit(self.name, seconds=time.perf_counter() - start),
         )

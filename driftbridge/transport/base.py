@@ -76,13 +76,16 @@ class TransportMap(eqx.Module):
     or data frames and come out as what they were; any number of rows is taken in blocks, at memory
     that does not grow with them. Inside `jit` and `vmap` a map is a function of arrays.
 
-    - `dim`: dimension of the points.
-    - `dtype`: in which the map computes: float64 where source and target were.
-    - `fit`: how it was fitted.
+    **Attributes:** `fit`, how it was fitted; `dim`, the dimension of the points; `dtype`, in which
+    the map computes: float64 where source and target were.
     """
 
-    dim: eqx.AbstractVar[int]
-    fit: eqx.AbstractVar[Fit]
+    fit: Fit = eqx.field(static=True)
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Dimension of the points."""
 
     @property
     @abc.abstractmethod

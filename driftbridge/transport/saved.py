@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from driftbridge.runtime.codec import decode, encode
+from driftbridge.runtime.dtypes import default_dtype
 from driftbridge.transport.base import TransportMap
 
 FORMAT = "driftbridge map"
@@ -75,7 +75,7 @@ def load(path: str | os.PathLike) -> TransportMap:
     found = decode(header["map"], arrays)
     if not isinstance(found, TransportMap):
         raise MapFileError(f"{path} holds a {type(found).__name__}, not a map.")
-    if any(a.dtype == np.float64 for a in arrays) and not jax.config.jax_enable_x64:
+    if any(a.dtype == np.float64 for a in arrays) and default_dtype() != np.float64:
         rounded = "saved in float64, computing in float32: enable x64 to have it as it was"
         fit = dataclasses.replace(found.fit, messages=(*found.fit.messages, rounded))
         found = dataclasses.replace(found, fit=fit)
