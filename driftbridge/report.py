@@ -1,19 +1,15 @@
 """One self-contained HTML page about some draws."""
 
-import io
 import os
-import re
 from collections.abc import Callable, Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from driftbridge import plots
-from driftbridge.plot_elements import INK, LINE, MUTED, PAPER
+from driftbridge.pages import Page, Tile, figure, seconds, write_page
 from driftbridge.samplers.diagnostics import COLUMNS, ESS_AT_LEAST, R_HAT_BELOW, r_hat_text
 
 if TYPE_CHECKING:
@@ -66,22 +62,19 @@ def write(draws: "Draws", path: str | os.PathLike, title: str | None = None) -> 
 
     **Returns:** the path.
     """
-    page = Template(files("driftbridge").joinpath("report.html").read_text(encoding="utf-8"))
     tone, verdict = _verdict(draws)
-    text = page.substitute(
-        title=escape(title or f"{type(draws.target).__name__}, sampled by {draws.sampler_name}"),
+    page = Page(
+        title=title or f"{type(draws.target).__name__}, sampled by {draws.sampler_name}",
         kicker=f"{len(draws.names)} parameters, {draws.num_chains} × {draws.num_draws} draws",
         tone=tone,
         verdict=verdict,
-        findings=_findings(draws),
+        findings=tuple(f.message for f in draws.warnings if f.name != "not_converged"),
         tiles=_tiles(draws),
-        estimates=_estimates(draws),
-        figures="".join(_section(draws, *section) for section in SECTIONS),
+        body=_estimates(draws) + "".join(_section(draws, *section) for section in SECTIONS),
+        about="The sampler as it was after warm-up, and what the run cost.",
         facts=_facts(draws),
     )
-    path = Path(path)
-    path.write_text(text, encoding="utf-8")
-    return path
+    return write_page(page, path)
 
 
 def _verdict(draws: "Draws") -> tuple[str, str]:
@@ -102,13 +95,7 @@ def _verdict(draws: "Draws") -> tuple[str, str]:
     return "good", f"<strong>Converged:</strong> {sentence}."
 
 
-def _findings(draws: "Draws") -> str:
-    items = [f.message for f in draws.warnings if f.name != "not_converged"]
-    listed = "".join(f"<li>{escape(message)}</li>" for message in items)
-    return f'<ul class="findings">{listed}</ul>' if items else ""
-
-
-def _tiles(draws: "Draws") -> str:
+def _tiles(draws: "Draws") -> tuple[Tile, ...]:
     c = draws.convergence
     varies = np.isfinite(c.ess_bulk)
     tiles = []
@@ -134,10 +121,7 @@ def _tiles(draws: "Draws") -> str:
         tiles.append(
             ("ESS per second", f"{np.nanmin(c.ess_bulk) / seconds:,.0f}", "least bulk ESS")
         )
-    return "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd><small>{note}</small></div>"
-        for name, value, note in tiles
-    )
+    return tuple(Tile(*tile) for tile in tiles)
 
 
 def _estimates(draws: "Draws") -> str:
@@ -205,32 +189,10 @@ def _section(draws: "Draws", name: str, text: str, figures) -> str:
 def _figure(draws: "Draws", plot: Callable[..., Any], caption: str) -> str:
     if draws.num_draws < 4 or not draws.worst(1):
         return ""
-    note = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure>{note}<div class="panel">{_svg(plot(draws), plot.__name__)}</div></figure>'
+    return figure(plot(draws), plot.__name__, caption)
 
 
-def _svg(figure, name: str) -> str:
-    """The figure as SVG that takes its ink, lines and paper from the page, light or dark."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", facecolor="none", dpi=120, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{name}">', text
-    )
-    # Ids of several figures share one page.
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
-    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (LINE, "line"), (PAPER, "paper")):
-        text = text.replace(colour, f"var(--{variable})")
-    return text
-
-
-def _facts(draws: "Draws") -> str:
+def _facts(draws: "Draws") -> tuple[Mapping[str, Any], ...]:
     run = draws.metadata
     known = {
         "Chains": draws.num_chains,
@@ -238,33 +200,20 @@ def _facts(draws: "Draws") -> str:
         "Draws a chain": draws.num_draws,
         "Steps a draw": run.get("thin"),
         "Seed": run.get("seed"),
-        "Compiling": _seconds(run.get("seconds_compile")),
-        "Warm-up": _seconds(run.get("seconds_warmup")),
-        "Sampling": _seconds(run.get("seconds_sampling")),
+        "Compiling": seconds(run.get("seconds_compile")),
+        "Warm-up": seconds(run.get("seconds_warmup")),
+        "Sampling": seconds(run.get("seconds_sampling")),
         "Gradients, warm-up": _count(run.get("gradients_warmup")),
         "Gradients, sampling": _count(run.get("gradients_sampling")),
         "Bulk ESS per 1000 gradients": _efficiency(draws),
     }
     tuned = {name: _tuned(value) for name, value in draws.tuned_numbers.items()}
     versions = run.get("versions", {})
-    tables = (
+    return (
         {"Sampler": draws.sampler_name} | tuned,
         {name: value for name, value in known.items() if value is not None},
         dict(versions) if isinstance(versions, Mapping) else {"versions": versions},
     )
-    return "".join(_pairs(table) for table in tables if table)
-
-
-def _pairs(table: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>"
-        for name, value in table.items()
-    )
-    return f'<div class="panel"><table>{rows}</table></div>'
-
-
-def _seconds(value: float | int | None) -> str | None:
-    return None if value is None else f"{value:,.3g} s" if value < 100 else f"{value:,.0f} s"
 
 
 def _count(value: float | int | None) -> str | None:
