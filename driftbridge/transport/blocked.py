@@ -1,0 +1,109 @@
+"""Sinkhorn's iteration over blocks of rows, in memory that grows with the points alone."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from driftbridge.runtime.products import product
+from driftbridge.transport.entropic_problem import (
+    LOG_ZERO,
+    Problem,
+    exponents,
+    in_blocks,
+    log_weights,
+    logsumexp_rows,
+)
+from driftbridge.transport.iterate import RUNNING, Iterate, Settings, judged
+
+# Sums in (LEAST, 1 / LEAST) have their full relative precision in float32.
+LEAST = 1e-30
+
+
+def sweep(problem: Problem, f: Array, g: Array, epsilon: Array) -> tuple[Array, Array]:
+    """`s_i = sum_j b_j K_ij` and `t_j = sum_i a_i K_ij / s_i`, `K` the plan's density.
+
+    One exponential for each entry; a block is used twice while it is in cache.
+    """
+
+    def block(t, rows):
+        x, f, a = rows
+        density = jnp.exp(exponents(problem.cost, x, f, problem.y, g, epsilon))
+        s = product(density, problem.b)
+        return t + product(a / s, density), s
+
+    t, s = lax.scan(block, jnp.zeros_like(g), in_blocks(problem, problem.x, f, problem.a))
+    return s.reshape(-1), t
+
+
+def log_sweep(problem: Problem, g: Array, epsilon: Array) -> tuple[Array, Array]:
+    """One iteration from `g` in the log domain, safe for any `g`.
+
+    `f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)`, and `g` from `f` likewise.
+    """
+    log_a, log_b = log_weights(problem.a), log_weights(problem.b)
+
+    def block(carry, rows):
+        largest, total = carry
+        x, log_a = rows
+        exponent = exponents(problem.cost, x, jnp.zeros_like(log_a), problem.y, g, epsilon)
+        log_s = logsumexp_rows(exponent + log_b[None, :])
+        joint = exponent + (log_a - log_s)[:, None]
+        higher = jnp.maximum(largest, jnp.max(joint, axis=0))
+        added = jnp.sum(jnp.exp(joint - higher[None, :]), axis=0)
+        return (higher, total * jnp.exp(largest - higher) + added), log_s
+
+    start = jnp.full_like(g, LOG_ZERO), jnp.zeros_like(g)
+    (largest, total), log_s = lax.scan(block, start, in_blocks(problem, problem.x, log_a))
+    return -epsilon * log_s.reshape(-1), g - epsilon * (largest + jnp.log(total))
+
+
+def iterate_blocked(problem: Problem, start: Iterate, settings: Settings, always_log: bool):
+    """Iterate until the status changes; every iteration absorbs its scalings.
+
+    With `always_log` each iteration is taken in the log domain.
+    """
+
+    def step(iterate: Iterate) -> Iterate:
+        s, t = sweep(problem, iterate.f, iterate.g, iterate.epsilon)
+        fine = _in_range(s) & _in_range(t)
+        error = jnp.sum(problem.a * jnp.abs(s - 1))
+        known = judged(iterate._replace(error=error), problem.epsilon, settings, jnp.int32(1))
+        ended = known.status == 1
+        epsilon = iterate.epsilon
+        moved = known._replace(
+            f=jnp.where(ended, iterate.f, iterate.f - epsilon * jnp.log(s)),
+            g=jnp.where(ended, iterate.g, iterate.g - epsilon * jnp.log(t)),
+        )
+        refused = iterate._replace(needs_log=jnp.ones_like(iterate.needs_log))
+        return jax.tree.map(lambda a, b: jnp.where(fine, a, b), moved, refused)
+
+    def log_step(iterate: Iterate) -> Iterate:
+        f, g = log_sweep(problem, iterate.g, iterate.epsilon)
+        error = jnp.sum(problem.a * jnp.abs(jnp.expm1((iterate.f - f) / iterate.epsilon)))
+        error = jnp.where(iterate.iterations == 0, jnp.inf, error)
+        if not always_log:
+            count = iterate.iterations + 1
+            over = count >= settings.max_iterations
+            return iterate._replace(
+                f=f,
+                g=g,
+                iterations=count,
+                since=iterate.since + 1,
+                status=jnp.where(over, 3, iterate.status).astype(jnp.int32),
+                needs_log=jnp.zeros_like(iterate.needs_log),
+            )
+        known = judged(iterate._replace(error=error), problem.epsilon, settings, jnp.int32(1))
+        ended = known.status == 1
+        return known._replace(f=jnp.where(ended, iterate.f, f), g=jnp.where(ended, iterate.g, g))
+
+    def body(iterate: Iterate) -> Iterate:
+        if always_log:
+            return log_step(iterate)
+        return lax.cond(iterate.needs_log, log_step, step, iterate)
+
+    return lax.while_loop(lambda iterate: iterate.status == RUNNING, body, start)
+
+
+def _in_range(sums: Float[Array, " n"]) -> Array:
+    return jnp.all((sums > LEAST) & (sums < 1 / LEAST))

@@ -1,0 +1,119 @@
+"""An entropic transport problem as the solvers take it: padded, centred, of one dtype."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from driftbridge.runtime.products import product
+from driftbridge.transport.costs import Cost, cost_matrix
+
+# Stands for log 0: it loses against every logarithm of a weight, and makes no NaN.
+LOG_ZERO = -1e30
+# Bytes of a block of rows: it stays in cache between its two uses.
+BLOCK_BYTES = 1 << 23
+
+
+class Problem(eqx.Module):
+    """Minimise `<C, P> + epsilon KL(P | a b)` over plans `P` with marginals `a` and `b`.
+
+    The plan of potentials `f`, `g` is `P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon)`. Rows
+    with weight zero are padding or the user's own; they change nothing.
+    """
+
+    x: Float[Array, "n dim"]
+    y: Float[Array, "m dim"]
+    a: Float[Array, " n"]
+    b: Float[Array, " m"]
+    epsilon: Float[Array, ""]
+    cost: Cost = eqx.field(static=True)
+
+    @property
+    def rows_of_block(self) -> int:
+        """Rows of a block, a power of two that divides their number."""
+        n, m = self.x.shape[0], self.y.shape[0]
+        wanted = max(8, BLOCK_BYTES // (m * self.x.dtype.itemsize))
+        size = 1
+        while n % (2 * size) == 0 and 2 * size <= wanted:
+            size *= 2
+        return size
+
+    def transposed(self) -> "Problem":
+        """The problem with the roles of rows and columns exchanged."""
+        cost = self.cost
+        swapped = None if cost is None else Swapped(cost)
+        return Problem(self.y, self.x, self.b, self.a, self.epsilon, swapped)
+
+
+class Swapped(eqx.Module):
+    """The cost `c(y, x)`; equal for equal costs, so that it compiles once."""
+
+    cost: Cost = eqx.field(static=True)
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        assert self.cost is not None
+        return self.cost(y, x)
+
+
+def in_blocks(problem: Problem, *rows: Array) -> tuple[Array, ...]:
+    """Arrays over rows as arrays over blocks of rows."""
+    size = problem.rows_of_block
+    return tuple(array.reshape(-1, size, *array.shape[1:]) for array in rows)
+
+
+def exponents(cost: Cost, x, f, y, g, epsilon) -> Float[Array, "block m"]:
+    """`(f_i + g_j - C_ij) / epsilon` for a block of rows.
+
+    For the squared distance the squares join the potentials, which leaves one product and two
+    sums for each entry.
+    """
+    if cost is not None:
+        return (f[:, None] + g[None, :] - cost_matrix(cost, x, y)) / epsilon
+    left = (f - jnp.sum(x**2, axis=1) / 2) / epsilon
+    right = (g - jnp.sum(y**2, axis=1) / 2) / epsilon
+    return product(x / epsilon, y.T) + left[:, None] + right[None, :]
+
+
+def log_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """`log weights`, with `LOG_ZERO` for zero."""
+    return jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1)), LOG_ZERO)
+
+
+def mean_cost(problem: Problem) -> Float[Array, ""]:
+    """`sum a_i b_j C_ij`; for other costs than the squared distance over 512 rows and columns."""
+    if problem.cost is None:
+        both = ((problem.x, problem.a), (problem.y, problem.b))
+        means = [jnp.sum(w[:, None] * z, axis=0) for z, w in both]
+        squares = [jnp.sum(w * jnp.sum(z**2, axis=1)) for z, w in both]
+        return (squares[0] + squares[1]) / 2 - jnp.sum(means[0] * means[1])
+    x, a = _some(problem.x, problem.a)
+    y, b = _some(problem.y, problem.b)
+    costs = cost_matrix(problem.cost, x, y)
+    return jnp.sum(a[:, None] * b[None, :] * costs) / (jnp.sum(a) * jnp.sum(b))
+
+
+def _some(points: Array, weights: Array) -> tuple[Array, Array]:
+    """Points at equal steps of the cumulated weight, with equal weights."""
+    if len(points) <= 512:
+        return points, weights
+    levels = (jnp.arange(512, dtype=weights.dtype) + 0.5) / 512 * jnp.sum(weights)
+    rows = jnp.minimum(jnp.searchsorted(jnp.cumsum(weights), levels), len(points) - 1)
+    return points[rows], jnp.ones_like(levels)
+
+
+def balanced(f: Array, g: Array, a: Array, b: Array) -> tuple[Array, Array]:
+    """The same plan with `sum a f = sum b g`: symmetric problems get equal potentials."""
+    shift = (jnp.sum(b * g) - jnp.sum(a * f)) / 2
+    return f + shift, g - shift
+
+
+def logsumexp_rows(exponent: Float[Array, "block m"]) -> Float[Array, " block"]:
+    """`log sum_j exp` with the largest exponent taken out."""
+    largest = jnp.max(exponent, axis=1)
+    return largest + jnp.log(jnp.sum(jnp.exp(exponent - largest[:, None]), axis=1))
+
+
+def map_rows(problem: Problem, function, *rows: Array):
+    """`function` of each block of `rows`, results joined along the rows."""
+    results = jax.lax.map(lambda block: function(*block), in_blocks(problem, *rows))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)

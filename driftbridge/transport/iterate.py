@@ -1,0 +1,96 @@
+"""Where an iteration for entropic potentials stands, and when it goes on, anneals or ends."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+RUNNING, CONVERGED, STALLED, MAX_ITERATIONS = 0, 1, 2, 3
+STATUS = ("running", "converged", "stalled", "max_iterations")
+
+# A stage of annealing is left at this marginal error: more precision is lost at the next.
+STAGE_TOLERANCE = 5e-2
+STAGE_ITERATIONS = 200
+ANNEALING = 4.0
+# Iterations over which an error must fall by a hundredth, or it has stalled.
+WINDOW = 100
+PROGRESS = 0.99
+
+
+class Settings(NamedTuple):
+    """When to stop; numbers, so that no value compiles anything."""
+
+    tolerance: Float[Array, ""]
+    max_iterations: Int[Array, ""]
+
+
+class Iterate(NamedTuple):
+    """Potentials and what is known of them.
+
+    - `epsilon`: of the present stage of annealing.
+    - `error`: `sum_i |row sum - a_i|` of the plan of `f` and `g`, whose columns are exact.
+    - `best`, `window_best`: the least error before and in the present window of iterations.
+    - `since`: iterations since the window, or the stage of annealing, began.
+    - `needs_log`: whether the next iteration is to be taken in the log domain.
+    """
+
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    epsilon: Float[Array, ""]
+    error: Float[Array, ""]
+    best: Float[Array, ""]
+    window_best: Float[Array, ""]
+    since: Int[Array, ""]
+    iterations: Int[Array, ""]
+    status: Int[Array, ""]
+    needs_log: Bool[Array, ""]
+
+
+def first(f: Array, g: Array, epsilon: Array) -> Iterate:
+    """The start of an iteration at potentials `f`, `g`."""
+    infinite = jnp.full_like(epsilon, jnp.inf)
+    zero = jnp.zeros_like(epsilon, jnp.int32)
+    return Iterate(f, g, epsilon, infinite, infinite, infinite, zero, zero, zero, zero == 0)
+
+
+def stage_tolerance(iterate: Iterate, epsilon: Array, settings: Settings) -> Array:
+    """The error at which the present stage ends."""
+    last = iterate.epsilon <= epsilon
+    return jnp.where(last, settings.tolerance, jnp.maximum(settings.tolerance, STAGE_TOLERANCE))
+
+
+def judged(iterate: Iterate, epsilon: Array, settings: Settings, count: Array) -> Iterate:
+    """`iterate` after the `count` iterations that gave its error, and the next stage chosen."""
+    last = iterate.epsilon <= epsilon
+    reached = iterate.error <= stage_tolerance(iterate, epsilon, settings)
+    iterations, since = iterate.iterations + count, iterate.since + count
+    window_best = jnp.minimum(iterate.window_best, iterate.error)
+    is_full = since >= WINDOW
+    stalled = last & is_full & (window_best > PROGRESS * iterate.best) & (settings.tolerance > 0)
+    status = jnp.where(
+        last & reached & (settings.tolerance > 0),
+        CONVERGED,
+        jnp.where(
+            stalled,
+            STALLED,
+            jnp.where(iterations >= settings.max_iterations, MAX_ITERATIONS, RUNNING),
+        ),
+    ).astype(jnp.int32)
+    colder = ~last & (reached | (since >= STAGE_ITERATIONS))
+    fresh = colder | (last & is_full)
+    infinite = jnp.full_like(iterate.error, jnp.inf)
+    return iterate._replace(
+        epsilon=jnp.where(
+            colder, jnp.maximum(iterate.epsilon / ANNEALING, epsilon), iterate.epsilon
+        ),
+        best=jnp.where(
+            colder,
+            infinite,
+            jnp.where(fresh, jnp.minimum(iterate.best, window_best), iterate.best),
+        ),
+        window_best=jnp.where(fresh, infinite, window_best),
+        since=jnp.where(fresh, 0, since),
+        iterations=iterations,
+        status=status,
+        needs_log=iterate.needs_log | colder,
+    )

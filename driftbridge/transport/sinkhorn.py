@@ -1,0 +1,237 @@
+"""Entropic transport between two weighted sets of points."""
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from driftbridge.runtime.progress import Callback, Progress, reporter
+from driftbridge.transport import plan_products
+from driftbridge.transport.blocked import iterate_blocked
+from driftbridge.transport.costs import Cost
+from driftbridge.transport.entropic_plan import Account, EntropicPlan
+from driftbridge.transport.entropic_problem import Problem, balanced, mean_cost
+from driftbridge.transport.iterate import MAX_ITERATIONS, RUNNING, Iterate, Settings, first
+from driftbridge.transport.padding import bucket, padded
+from driftbridge.transport.points import as_rows, as_weights
+from driftbridge.transport.scaling import iterate_stored
+
+METHODS = ("auto", "stored", "blocked", "log", "newton")
+# Epsilon is annealed below this share of the mean cost, from the second share of it.
+ANNEAL_BELOW, ANNEAL_FROM = 0.02, 0.25
+# Entries of a matrix that is stored whatever epsilon is, and at small epsilon.
+STORED, STORED_SMALL = 2048**2, 6144**2
+# Below this share of the mean cost the sums of a kernel in float32 leave its range at once.
+LOG_BELOW = 2e-3
+# A chunk between two reports of progress takes about this long.
+CHUNK_SECONDS = 1.0
+
+
+def sinkhorn(
+    x: Any,
+    y: Any,
+    *,
+    epsilon: float,
+    a: Any = None,
+    b: Any = None,
+    cost: Cost = None,
+    tolerance: float = 1e-3,
+    max_iterations: int = 10_000,
+    method: str = "auto",
+    init: EntropicPlan | tuple[Any, Any] | None = None,
+    progress: bool | Callback = False,
+) -> EntropicPlan:
+    """The plan between two weighted sets of points that minimises `<C, P> + epsilon KL(P | a b)`.
+
+    **Arguments:**
+
+    - `x`, `y`: points `(n, dim)` and `(m, dim)`.
+    - `epsilon`: `> 0`, in the units of the cost. For the default cost this is the library's
+      convention: a regulariser of `|x - y|^2` in another library is half as large here.
+    - `a`, `b`: weights `(n,)` and `(m,)` that sum to one; None for equal ones.
+    - `cost`: a function of two points `(dim,)`, defined once (a new function compiles again); None
+      for `|x - y|^2 / 2` by matrix products.
+    - `tolerance`: of `sum |P 1 - a| + sum |P^T 1 - b|`, in `[0, 2)`. Float32 attains about `1e-5`.
+      Zero runs exactly `max_iterations`.
+    - `max_iterations`: sweeps over the matrix, annealing counted.
+    - `method`: "stored" (scaling with a stored kernel), "blocked" (rows in blocks, memory that
+      grows with the points alone), "log" (blocks in the log domain), or "auto".
+    - `init`: a plan of the same sizes, or potentials `(f, g)`, to start from without annealing.
+    - `progress`: False, True or a callback.
+
+    **Returns:** an `EntropicPlan`; read its `status`.
+
+    **Raises:** `ValueError` for arguments outside their range, no points, points that are not
+    finite or of different dimensions, and weights that are negative or do not sum to one.
+
+    Cuturi (2013), arXiv 1306.0895, algorithm 1.
+    """
+    _check(epsilon, tolerance, max_iterations, method)
+    problem, points, centres = _problem(x, y, a, b, epsilon, cost)
+    mean = float(_mean_cost(problem))
+    chosen, reason = _choose(method, problem, mean)
+    if init is None:
+        f, g = (jnp.asarray(np.zeros(len(w), w.dtype)) for w in (problem.a, problem.b))
+        anneals = float(epsilon) < ANNEAL_BELOW * mean
+        start = max(ANNEAL_FROM * mean, float(epsilon)) if anneals else float(epsilon)
+    else:
+        f, g = _potentials_of(init, problem, points, centres)
+        start = float(epsilon)
+    dtype = problem.x.dtype
+    iterate = first(f, g, jnp.asarray(np.asarray(start, dtype)))
+    iterate = _run(chosen, problem, iterate, float(tolerance), int(max_iterations), progress)
+    f, g, error = _finished(problem, iterate.f, iterate.g)
+    return EntropicPlan(
+        x=jnp.asarray(points[0]),
+        y=jnp.asarray(points[1]),
+        problem=problem,
+        centred_f=f,
+        centred_g=g,
+        centres=centres,
+        error=error,
+        num_iterations=iterate.iterations,
+        code=iterate.status,
+        account=Account(chosen, reason),
+    )
+
+
+def _check(epsilon, tolerance, max_iterations, method) -> None:
+    if not 0 < float(epsilon) < np.inf:
+        raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
+    if not 0 <= float(tolerance) < 2:
+        raise ValueError(
+            f"tolerance, of marginals that differ by 2 at most, must lie in [0, 2); got {tolerance}."
+        )
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1; got {max_iterations}.")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+
+
+def _problem(x, y, a, b, epsilon, cost):
+    """The padded problem, the points as arrays of one dtype, and the points' centres."""
+    rows = [np.asarray(as_rows(points, name)) for name, points in (("x", x), ("y", y))]
+    for name, points in zip("xy", rows, strict=True):
+        if points.ndim != 2 or points.shape[0] < 1 or points.shape[1] < 1:
+            raise ValueError(
+                f"{name} must have shape (n, dim) with n and dim at least 1; got {points.shape}. "
+                "One column of numbers is values[:, None]."
+            )
+    if rows[0].shape[1] != rows[1].shape[1]:
+        raise ValueError(
+            f"x and y must have one dimension; got {rows[0].shape[1]} and {rows[1].shape[1]}."
+        )
+    dtype = jax.dtypes.canonicalize_dtype(np.result_type(*rows))
+    dtype = np.dtype(np.float32) if np.dtype(dtype).itemsize < 4 else np.dtype(dtype)
+    weights = [
+        as_weights(w, len(points), name) for w, points, name in zip((a, b), rows, "xy", strict=True)
+    ]
+    # The squared distance of centred points keeps its digits however far apart the means are.
+    if cost is None:
+        centres = [
+            np.average(p.astype(np.float64), axis=0, weights=w)
+            for p, w in zip(rows, weights, strict=True)
+        ]
+    else:
+        centres = [np.zeros(points.shape[1]) for points in rows]
+    centres = [centre.astype(dtype) for centre in centres]
+    rows = [points.astype(dtype) for points in rows]
+    sizes = [bucket(len(points)) for points in rows]
+    centred = [
+        jnp.asarray(padded(points - centre, size))
+        for points, centre, size in zip(rows, centres, sizes, strict=True)
+    ]
+    masses = [
+        jnp.asarray(padded(w.astype(dtype), size)) for w, size in zip(weights, sizes, strict=True)
+    ]
+    problem = Problem(
+        centred[0],
+        centred[1],
+        masses[0],
+        masses[1],
+        jnp.asarray(np.asarray(epsilon, dtype)),
+        cost,
+    )
+    return problem, rows, (jnp.asarray(centres[0]), jnp.asarray(centres[1]))
+
+
+_mean_cost = jax.jit(mean_cost)
+
+
+def _choose(method: str, problem: Problem, mean: float) -> tuple[str, str]:
+    if method != "auto":
+        return method, "asked for"
+    entries = len(problem.a) * len(problem.b)
+    share = float(problem.epsilon) / mean if mean > 0 else np.inf
+    if entries <= STORED:
+        return "stored", f"the matrix has {entries} entries, at most {STORED}"
+    if share < ANNEAL_BELOW and entries <= STORED_SMALL:
+        return "stored", (
+            f"epsilon is {share:.2g} of the mean cost, which takes many iterations, and the "
+            f"matrix has {entries} entries, at most {STORED_SMALL}"
+        )
+    return "blocked", f"the matrix has {entries} entries, more than is stored"
+
+
+def _potentials_of(init, problem, points, centres):
+    """Potentials of the centred, padded problem."""
+    n, m = (len(p) for p in points)
+    f, g = (init.f, init.g) if isinstance(init, EntropicPlan) else init
+    f, g = np.asarray(f, problem.x.dtype), np.asarray(g, problem.x.dtype)
+    if f.shape != (n,) or g.shape != (m,):
+        raise ValueError(
+            f"init must hold potentials of shapes ({n},) and ({m},); got {f.shape} and {g.shape}."
+        )
+    delta = np.asarray(centres[0]) - np.asarray(centres[1])
+    f = f - (points[0] - np.asarray(centres[0])) @ delta
+    g = g + (points[1] - np.asarray(centres[1])) @ delta
+    return tuple(
+        jnp.asarray(padded(value.astype(problem.x.dtype), len(weights)))
+        for value, weights in ((f, problem.a), (g, problem.b))
+    )
+
+
+@partial(jax.jit, static_argnames="method")
+def _solve(method: str, problem: Problem, start: Iterate, settings: Settings) -> Iterate:
+    if method == "stored":
+        return iterate_stored(problem, start, settings)
+    return iterate_blocked(problem, start, settings, always_log=method == "log")
+
+
+@jax.jit
+def _finished(problem: Problem, f: Array, g: Array) -> tuple[Array, Array, Array]:
+    f, g = balanced(f, g, problem.a, problem.b)
+    rows, columns = plan_products.marginals(problem, f, g)
+    error = jnp.sum(jnp.abs(rows - problem.a)) + jnp.sum(jnp.abs(columns - problem.b))
+    return f, g, error
+
+
+def _settings(problem: Problem, tolerance: float, max_iterations: int) -> Settings:
+    return Settings(
+        jnp.asarray(np.asarray(tolerance, problem.x.dtype)),
+        jnp.asarray(np.asarray(max_iterations, np.int32)),
+    )
+
+
+def _run(method, problem, iterate: Iterate, tolerance, max_iterations, progress) -> Iterate:
+    if not progress:
+        settings = _settings(problem, tolerance, max_iterations)
+        return _solve(method, problem, iterate, settings)
+    report, count, done = reporter(progress), 1, 0
+    while True:
+        start = time.perf_counter()
+        until = min(done + count, max_iterations)
+        iterate = _solve(method, problem, iterate, _settings(problem, tolerance, until))
+        seconds = time.perf_counter() - start
+        done, status = int(iterate.iterations), int(iterate.status)
+        note = f"marginal error {float(iterate.error):.2g}"
+        report(Progress("Sinkhorn", done, max_iterations, count / seconds, None, note))
+        if status != MAX_ITERATIONS or done >= max_iterations:
+            return iterate
+        iterate = iterate._replace(status=jnp.asarray(np.asarray(RUNNING, np.int32)))
+        if seconds < CHUNK_SECONDS / 2:
+            count *= 2
