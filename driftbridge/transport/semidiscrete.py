@@ -1,0 +1,319 @@
+"""Semidiscrete optimal transport: from a law that one can draw from to finitely many points."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.products import product
+from driftbridge.transport.laguerre import mean_probabilities, probabilities, scores_of
+from driftbridge.transport.marginal_error import MarginalError, marginal_error
+from driftbridge.transport.padding import bucket, padded
+from driftbridge.transport.points import as_weights
+from driftbridge.transport.resampling import Draw, as_draw, as_table
+
+# Entries of one matrix of scores, 32 MiB in float32, and draws of one step.
+BLOCK, MOST_BATCH = 1 << 23, 1024
+# Steps of one compiled chunk, and draws per point while the regularisation falls.
+CHUNK, ANNEALING = 100, 100
+# Draws with which the first step is chosen, and points among which neighbours are looked for.
+PILOT, NEIGHBOURS = 1024, 512
+
+
+@dataclass(frozen=True, eq=False)
+class Solve:
+    """How a potential was found; all are equal to one another, as `Fit` is.
+
+    - `num_points`: without those that fill a size up.
+    - `status`: "converged", "max_iterations" or "not_finite".
+    - `iterations`, `batch_size`: steps of stochastic ascent, and draws of each.
+    - `history`: `(iteration, chi2, chi2_error)` of every check, the last one last.
+    - `error`: from draws that neither a step nor a check has seen.
+    - `seconds`: wall time.
+    """
+
+    num_points: int
+    status: str
+    iterations: int
+    batch_size: int
+    history: tuple[tuple[int, float, float], ...]
+    error: MarginalError
+    seconds: float
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Solve)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class SemidiscretePlan(eqx.Module):
+    """A transport plan from a law with a density to finitely many points.
+
+    Given `x`, the target is `y_j` with the probability
+    `p_j(x) = softmax_j(log b_j + (g_j - |x - y_j|^2 / 2) / epsilon)`; for `epsilon = 0` it is
+    `argmin_j |x - y_j|^2 / 2 - g_j`, in whose Laguerre cell `x` lies.
+
+    Arrays are filled up to a size for which programs are compiled, with points of weight zero.
+
+    - `points`: `y_j - centre`; `centre` is their mean, which keeps the digits of products.
+    - `weights`: `b_j`.
+    - `potential`: `g_j`, with `sum_j b_j g_j = 0`.
+    - `epsilon`: of the cost `|x - y|^2 / 2`.
+    - `is_hard`: whether `epsilon = 0`.
+    - `solve`: how the potential was found.
+    """
+
+    points: Float[Array, "n dim"]
+    centre: Float[Array, " dim"]
+    weights: Float[Array, " n"]
+    potential: Float[Array, " n"]
+    epsilon: Float[Array, ""]
+    is_hard: bool = eqx.field(static=True)
+    solve: Solve = eqx.field(static=True)
+
+    @property
+    def g(self) -> Float[np.ndarray, " n"]:
+        """The potential at the points that were given."""
+        return np.asarray(self.potential)[: self.solve.num_points]
+
+    @property
+    def y(self) -> Float[np.ndarray, "n dim"]:
+        """The points that were given."""
+        return np.asarray(self.points + self.centre[None])[: self.solve.num_points]
+
+    @property
+    def status(self) -> str:
+        return self.solve.status
+
+    @property
+    def converged(self) -> bool:
+        return self.solve.status == "converged"
+
+    def assign(self, x: Float[Array, "m dim"]) -> Int[Array, " m"]:
+        """The point in whose Laguerre cell each `x` lies; for `epsilon > 0` the likeliest one."""
+        return jnp.argmax(self._scores(x), axis=1).astype(jnp.int32)
+
+    def probabilities(self, x: Float[Array, "m dim"]) -> Float[Array, "m n"]:
+        """The conditional law of the target given each `x`."""
+        return probabilities(self._scores(x), self.epsilon, self.is_hard)
+
+    def draw_rows(self, key: Key[Array, ""], x: Float[Array, "m dim"]) -> Int[Array, " m"]:
+        """A row of the points for each `x`, drawn from its conditional law."""
+        if self.is_hard:
+            return self.assign(x)
+        drawn = jax.random.categorical(key, self._scores(x) / self.epsilon, axis=1)
+        return drawn.astype(jnp.int32)
+
+    def barycentre(self, x: Float[Array, "m dim"]) -> Float[Array, "m dim"]:
+        """The mean of the conditional law given each `x`."""
+        if self.is_hard:
+            return (self.points + self.centre[None])[self.assign(x)]
+        return self.centre[None] + product(self.probabilities(x), self.points)
+
+    def _scores(self, x: Float[Array, "m dim"]) -> Float[Array, "m n"]:
+        scores = scores_of(self.points, self.weights, self.epsilon, self.is_hard)
+        return scores(self.potential, x - self.centre[None])
+
+
+def semidiscrete(
+    source: Any,
+    y: Any,
+    *,
+    epsilon: float = 0.0,
+    source_weights: Any = None,
+    target_weights: Any = None,
+    tolerance: float = 0.01,
+    max_iterations: int = 20_000,
+    batch_size: int | None = None,
+    key: int | Key[Array, ""] = 0,
+) -> SemidiscretePlan:
+    """Solve a semidiscrete transport problem for the cost `|x - y|^2 / 2`.
+
+    Maximises `E_x[-epsilon log sum_j b_j exp((g_j - c(x, y_j)) / epsilon)] + sum_j b_j g_j`, for
+    `epsilon = 0` `E_x[min_j c(x, y_j) - g_j] + sum_j b_j g_j`, by stochastic ascent: a step adds
+    `step (b_j - p_j) / b_j`, with `p_j` the mean of the conditional probabilities over fresh draws.
+    The regularisation first falls from the mean cost to the wanted one (without one, to a quarter
+    of the squared distance of neighbours); then the steps decrease as `t^(-2/3)`, and the
+    potential is the average of the iterates with weights that grow as `t^2`.
+
+    It stops where the `chi^2` distance of the masses from the weights lies below `tolerance` by
+    two standard errors, and so does an estimate from draws that were not used before.
+
+    **Arguments:**
+
+    - `source`: a function `(key, n) -> (n, dim)` that JAX can trace, or points `(m, dim)`, which
+      are drawn from with replacement.
+    - `y`: target points `(n, dim)`.
+    - `epsilon`: `>= 0`, regularisation.
+    - `source_weights`, `target_weights`: of points; nonnegative with sum 1, None for equal ones.
+    - `tolerance`: `> 0`, of `sum_j (m_j - b_j)^2 / b_j`. An `L1` error is at most its root.
+    - `max_iterations`: steps, a quarter of them at most for the falling regularisation.
+    - `batch_size`: draws of a step; None for a power of two up to 1024.
+    - `key`: seed or typed key.
+
+    **Returns:** a `SemidiscretePlan`; `plan.status` says whether the tolerance was reached.
+
+    **Raises:** `ValueError` for arguments outside their range or a source that cannot be traced.
+
+    Genevay, Cuturi, Peyré and Bach (2016), arXiv 1605.08527, section 4; for the falling
+    regularisation Genans, Godichon-Baggioni, Vialard and Wintenberger (2025).
+    """
+    start = time.perf_counter()
+    draw, like = as_draw(source, "source", source_weights)
+    table = as_table(y, "y")
+    weights = as_weights(target_weights, len(table), "y")
+    _check(epsilon, tolerance, max_iterations, batch_size, like.shape[0], table.shape[1])
+    centre = weights @ table.astype(np.float64)
+    size = bucket(len(table))
+    points = padded((table - centre).astype(like.dtype), size)
+    masses = jnp.asarray(padded(weights, size), like.dtype)
+    centre = jnp.asarray(centre, like.dtype)
+    problem = _Problem(draw, centre, jnp.asarray(points), masses)
+    batch = batch_size or _batch(size)
+    steps_key, checks_key, pilot_key = jax.random.split(as_key(key), 3)
+    schedule = _schedule(problem, weights, points, pilot_key, epsilon, batch, max_iterations)
+    ascent = _ascend(
+        problem, schedule, steps_key, checks_key, epsilon, tolerance, max_iterations, batch
+    )
+    g, iterations, status, history, error = ascent
+    return SemidiscretePlan(
+        problem.points, centre, masses, g - jnp.sum(masses * g),
+        jnp.asarray(epsilon, like.dtype), epsilon == 0,
+        Solve(len(table), status, iterations, batch, tuple(history), error,
+              time.perf_counter() - start),
+    )  # fmt: skip
+
+
+class _Problem(eqx.Module):
+    """The centred problem."""
+
+    source: Draw
+    centre: Float[Array, " dim"]
+    points: Float[Array, "n dim"]
+    weights: Float[Array, " n"]
+
+    def draw(self, key: Key[Array, ""], n: int) -> Float[Array, "m dim"]:
+        return self.source(key, n) - self.centre[None]
+
+
+class _Schedule(NamedTuple):
+    """Regularisation and step by iteration, on the host."""
+
+    first: float
+    last: float
+    annealing: int
+    share: float
+
+    def epsilon(self, t):
+        fraction = np.minimum(t / self.annealing, 1)
+        return self.first * (self.last / self.first) ** fraction
+
+    def step(self, t):
+        late = np.maximum(t - self.annealing, 0) * self.share / 10
+        factor = np.where(t < self.annealing, 1.0, 2 * (1 + late) ** (-2 / 3))
+        return self.share * factor * self.epsilon(t)
+
+    def averaging(self, t):
+        late = t - self.annealing
+        return np.where(late < 0, 1.0, np.minimum(1, 3 / (np.maximum(late, 0) + 3)))
+
+
+def _check(epsilon, tolerance, max_iterations, batch_size, dim, target_dim) -> None:
+    if not 0 <= epsilon < np.inf:
+        raise ValueError(f"epsilon must be finite and at least 0; got {epsilon}.")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive; got {tolerance}.")
+    if max_iterations < 4 * CHUNK:
+        raise ValueError(f"max_iterations must be at least {4 * CHUNK}; got {max_iterations}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    if dim != target_dim:
+        raise ValueError(f"source has dimension {dim} and y {target_dim}; they must be equal.")
+
+
+def _batch(size: int) -> int:
+    return 1 << (max(64, min(MOST_BATCH, BLOCK // size)).bit_length() - 1)
+
+
+def _schedule(problem, weights, points, key, epsilon, batch, max_iterations) -> _Schedule:
+    x = np.asarray(problem.draw(key, PILOT), np.float64)
+    y = np.asarray(points[: len(weights)], np.float64)
+    mean_cost = (np.mean(np.sum(x**2, axis=1)) + weights @ np.sum(y**2, axis=1)) / 2
+    last = min(max(epsilon, _spacing(y) / 4), max(mean_cost, epsilon))
+    # A point is hit once in n / batch steps: larger steps would throw it out of its cell.
+    share = min(1.0, batch / len(weights))
+    wanted = CHUNK * -(-int(ANNEALING / share) // CHUNK)
+    annealing = min(wanted, CHUNK * (max_iterations // (4 * CHUNK)))
+    return _Schedule(max(mean_cost, last), last, annealing, share)
+
+
+def _spacing(y: Float[np.ndarray, "n dim"]) -> float:
+    """Median squared distance of nearest neighbours, extrapolated from some of the points."""
+    from scipy.spatial import KDTree
+
+    some = np.unique(y[np.unique(np.linspace(0, len(y) - 1, NEIGHBOURS).astype(int))], axis=0)
+    if len(some) < 2:
+        return np.inf
+    distances, _ = KDTree(some).query(some, k=2)
+    thinning = (len(some) / len(y)) ** (2 / y.shape[1])
+    return float(np.median(distances[:, 1]) ** 2 * thinning)
+
+
+def _ascend(problem, schedule, key, checks_key, epsilon, tolerance, max_iterations, batch):
+    """Chunks of steps until a check and a second look agree that the tolerance is met."""
+    size, dtype = problem.points.shape[0], problem.points.dtype
+    g = average = jnp.zeros(size, dtype)
+    history, t, next_check, checks = [], 0, schedule.annealing + 5 * CHUNK, 0
+    wanted = epsilon == 0
+    while True:
+        hard = wanted and t >= schedule.annealing
+        times = np.arange(t, t + CHUNK)
+        rows = (schedule.epsilon(times), schedule.step(times), schedule.averaging(times))
+        rows = jnp.asarray(np.stack(rows, axis=1), dtype)
+        g, average = _steps(problem, g, average, key, times.astype(np.int32), rows, batch, hard)
+        t += CHUNK
+        last = t + CHUNK > max_iterations
+        if t < next_check and not last:
+            continue
+        next_check, status = int(t + max(5 * CHUNK, t // 2)), "max_iterations"
+
+        def look(number, average=average):
+            k = jax.random.fold_in(checks_key, number)
+            return marginal_error(problem, average, epsilon, tolerance, k)
+
+        found = look(2 * checks)
+        history.append((t, found.chi2, found.chi2_error))
+        if not np.isfinite(found.chi2):
+            return average, t, "not_finite", history, found
+        if last or found.chi2 + 2 * found.chi2_error <= tolerance:
+            error = look(2 * checks + 1)
+            if error.chi2 + 2 * error.chi2_error <= tolerance:
+                status = "converged"
+            if last or status == "converged":
+                return average, t, status, history, error
+        checks += 1
+
+
+@eqx.filter_jit
+def _steps(problem, g, average, key, times, rows, batch: int, is_hard: bool):
+    """One chunk of steps; `rows` hold regularisation, step and weight of the new iterate."""
+    weights = problem.weights
+    relative = jnp.where(weights > 0, 1 / jnp.where(weights > 0, weights, 1), 0)
+
+    def step(state, inputs):
+        g, average = state
+        t, (epsilon, size, share) = inputs
+        x = problem.draw(jax.random.fold_in(key, t), batch)
+        scores = scores_of(problem.points, weights, epsilon, is_hard)(g, x)
+        masses = mean_probabilities(scores, epsilon, is_hard)
+        g = g + size * (weights - masses) * relative
+        return (g, average + share * (g - average)), None
+
+    return jax.lax.scan(step, (g, average), (times, rows))[0]
