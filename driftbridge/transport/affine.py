@@ -81,10 +81,10 @@ class AffineMap(HasDensity):
         return self.matrix.dtype
 
     def _transport(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        return self.target_mean + product(x - self.source_mean, self.matrix)
+        return self.target_mean[None] + product(x - self.source_mean[None], self.matrix)
 
     def _inverse(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        return self.source_mean + product(y - self.target_mean, self.inverse_matrix)
+        return self.source_mean[None] + product(y - self.target_mean[None], self.inverse_matrix)
 
     def _log_det(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
         return jnp.full(x.shape[0], self.log_determinant)

@@ -4,7 +4,7 @@ import abc
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -230,7 +230,7 @@ class Stochastic(TransportMap):
 class Method(eqx.Module):
     """A way to fit a map: an object of settings."""
 
-    name: eqx.AbstractClassVar[str]
+    name: ClassVar[str]
 
     @abc.abstractmethod
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> TransportMap:
@@ -239,4 +239,4 @@ class Method(eqx.Module):
 
 def as_dtype(value: Any, dtype: Any) -> Array:
     """A float64 number of the host as an array in which a map computes."""
-    return jnp.asarray(np.asarray(value), dtype)
+    return jnp.asarray(np.asarray(value, dtype))

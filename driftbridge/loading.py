@@ -1,0 +1,19 @@
+"""Reading back what was saved."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from driftbridge.samplers.saved import load as load_draws
+from driftbridge.transport.saved import load as load_map
+
+
+def load(path: str | os.PathLike) -> Any:
+    """Read the draws in a folder (`Draws`), or the map in a file (`TransportMap`).
+
+    Draws stay on disk until they are asked for; a stored run may have ended or not, and
+    `draws.tuned` is None where it has not.
+
+    **Raises:** `StoreError` for a folder without draws, `MapFileError` for a file without a map.
+    """
+    return load_map(path) if Path(path).is_file() else load_draws(path)

@@ -1,0 +1,119 @@
+"""`fit_map`: from two data sets to a map."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from driftbridge.runtime.keys import as_key
+from driftbridge.transport.affine import Affine, moments
+from driftbridge.transport.base import Method, TransportMap
+from driftbridge.transport.entropic import Corrected, Debiased, Entropic
+from driftbridge.transport.points import POINTS_PER_DIM, Pair, Sample, pair_of
+from driftbridge.transport.progressive import Progressive
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Affine, Corrected, Entropic, Debiased, Progressive)
+}
+AUTO = "auto"
+# A covariance of this condition number, or worse, has directions without data.
+CONDITION = 1e10
+# Beyond this many points on a side an entropic fit takes minutes: `auto` takes a random part.
+MOST_POINTS = 50_000
+
+
+def fit_map(
+    x: Any,
+    y: Any,
+    method: str | Method = AUTO,
+    key: int | Key[Array, ""] = 0,
+    *,
+    source_weights: Any = None,
+    target_weights: Any = None,
+) -> TransportMap:
+    """Fit a map that carries the law of `x` to the law of `y`.
+
+    **Arguments:**
+
+    - `x`, `y`: samples of source and target, arrays `(n, dim)` and `(m, dim)` or data frames with
+      the same columns; the columns are kept.
+    - `method`: a name (`affine`, `corrected`, `entropic`, `debiased`, `progressive`) or a method
+      object such as `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine` where
+      there are fewer than five points a dimension or a covariance is singular, else `corrected`;
+      `T.fit.reason` says which and why.
+    - `key`: seed or typed key, for methods that draw.
+    - `source_weights`, `target_weights`: `(n,)` and `(m,)`, nonnegative with sum 1; equal if None.
+
+    **Returns:** a `TransportMap`. `T.fit.messages` is what must be known about data and solvers;
+    `T.fit.converged` is False where a solver stopped before its tolerance.
+
+    **Raises:** `ValueError` for data that cannot be fitted, naming row, column or value.
+    """
+    start = time.perf_counter()
+    pair = pair_of(x, y, source_weights, target_weights)
+    chosen, reason, messages = _choose(method, pair)
+    source, target = pair.source, pair.target
+    if method == AUTO and not isinstance(chosen, Affine):
+        source, target, more = _bounded(source, target, key)
+        messages = messages + more
+    fitted = chosen.fit(source, target, as_key(key))
+    fit = dataclasses.replace(
+        fitted.fit,
+        reason=reason,
+        num_source=len(pair.source.points),
+        num_target=len(pair.target.points),
+        columns=pair.columns,
+        messages=pair.messages + messages + fitted.fit.messages,
+        seconds=time.perf_counter() - start,
+    )
+    return dataclasses.replace(fitted, fit=fit)
+
+
+def find_method(name: str) -> type[Method]:
+    """The method of a name.
+
+    **Raises:** `ValueError` listing the names there are.
+    """
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}; there are {AUTO}, {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def _choose(method: str | Method, pair: Pair) -> tuple[Method, str, tuple[str, ...]]:
+    """The method, why it was taken, and what must be said of the choice."""
+    if isinstance(method, Method):
+        return method, "given", ()
+    if method != AUTO:
+        return find_method(method)(), "given", ()
+    dim = pair.source.points.shape[1]
+    least = min(len(pair.source.points), len(pair.target.points))
+    if least < POINTS_PER_DIM * dim:
+        return Affine(), f"{least} points are fewer than {POINTS_PER_DIM} a dimension ({dim})", ()
+    for name, sample in (("source", pair.source), ("target", pair.target)):
+        values = np.linalg.eigvalsh(moments(sample).covariance)
+        if values[-1] > CONDITION * values[0] or values[-1] == 0:
+            return Affine(), f"the covariance of the {name} is singular", ()
+    return Corrected(), f"{least} points in {dim} dimensions, with regular covariances", ()
+
+
+def _bounded(
+    source: Sample, target: Sample, key: int | Key[Array, ""]
+) -> tuple[Sample, Sample, tuple[str, ...]]:
+    """Random parts of the samples, where they are large, and a sentence that says so."""
+    words = np.asarray(jax.random.key_data(as_key(key))).ravel().tolist()
+    random, messages, parts = np.random.default_rng(words), [], []
+    for name, sample in (("source", source), ("target", target)):
+        n = len(sample.points)
+        if n > MOST_POINTS:
+            rows = np.sort(random.choice(n, MOST_POINTS, replace=False))
+            weights = sample.weights[rows]
+            sample = Sample(sample.points[rows], weights / weights.sum())
+            messages.append(
+                f"fitted to {MOST_POINTS:,} random points of the {n:,} of the {name}; name a "
+                "method to take all"
+            )
+        parts.append(sample)
+    return parts[0], parts[1], tuple(messages)
