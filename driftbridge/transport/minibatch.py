@@ -1,0 +1,160 @@
+"""Couplings by optimal transport between minibatches, solved once and drawn from afterwards."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from driftbridge.runtime.keys import as_key
+from driftbridge.transport.couplings import TableCoupling, tables
+from driftbridge.transport.points import as_weights
+from driftbridge.transport.resampling import as_draw, as_table
+from driftbridge.transport.sinkhorn import sinkhorn
+
+
+class MinibatchOT(TableCoupling):
+    """Optimal pairs within random batches of source and target.
+
+    Batches of rows are paired optimally for the cost `|x - y|^2 / 2`, each on its own, when the
+    object is made; pairs are then taken from this pool. The marginals are those of the data for
+    every size of batch; the mean cost falls to that of optimal transport as the batch grows.
+
+    Rows come in random order without replacement, so that each is used equally often (to one).
+
+    **Arguments:**
+
+    - `x`, `y`: points `(n, dim)` and `(m, dim)`; either may be a function `(key, n) -> (n, dim)`.
+    - `batch_size`: pairs in a batch.
+    - `epsilon`: 0 for an optimal assignment, `> 0` for pairs drawn from the entropic plan of the
+      batch.
+    - `pool`: batches that are paired; 1000 batches of 256 take some seconds.
+    - `source_weights`, `target_weights`: of points, None for equal ones.
+    - `key`: seed of the batches.
+
+    `cost` is the mean of `|x - y|^2` over the pool, and `status` "converged" if every batch was
+    solved.
+
+    Pooladian et al. (2023), arXiv 2304.14772; Tong et al. (2023), arXiv 2302.00482.
+    """
+
+    x: Float[Array, "n dim"]
+    y: Float[Array, "m dim"]
+    pool_rows: Int[Array, " pairs"]
+    pool_columns: Int[Array, " pairs"]
+    status: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        batch_size: int = 256,
+        epsilon: float = 0.0,
+        *,
+        pool: int = 200,
+        source_weights: Any = None,
+        target_weights: Any = None,
+        key: int | Key[Array, ""] = 0,
+    ):
+        check_batches(batch_size, pool, epsilon)
+        first, second, third = jax.random.split(as_key(key), 3)
+        count = pool * batch_size
+        x, rows = pool_of(x, "x", source_weights, count, first)
+        y, columns = pool_of(y, "y", target_weights, count, second)
+        self.x, self.y = tables(x, y)
+        rng, unsolved = generator(third), 0
+        for batch in range(pool):
+            part = slice(batch * batch_size, (batch + 1) * batch_size)
+            i, j = rows[part], columns[part]
+            if epsilon > 0:
+                chosen, status = draw_entropic(x[i], y[j], epsilon, rng)
+                unsolved += status != "converged"
+            else:
+                chosen = assign(squared_distances(x[i], y[j]))
+            columns[part] = j[chosen]
+        self.pool_rows, self.pool_columns = indices(rows), indices(columns)
+        self.status = f"{unsolved} of {pool} batches stalled" if unsolved else "converged"
+
+    @property
+    def cost(self) -> float:
+        moved = np.asarray(self.x)[self.pool_rows] - np.asarray(self.y)[self.pool_columns]
+        return float(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))
+
+    def _rows(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
+        at = jax.random.randint(key, (n,), 0, len(self.pool_rows))
+        return self.pool_rows[at], self.pool_columns[at]
+
+
+def check_batches(batch_size: int, pool: int, epsilon: float) -> None:
+    if batch_size < 1 or pool < 1:
+        raise ValueError(f"batch_size and pool must be at least 1; got {batch_size} and {pool}.")
+    if not 0 <= epsilon < np.inf:
+        raise ValueError(f"epsilon must be finite and at least 0; got {epsilon}.")
+
+
+def squared_distances(
+    x: Float[np.ndarray, "n dim"], y: Float[np.ndarray, "m dim"]
+) -> Float[np.ndarray, "n m"]:
+    """`|x_i - y_j|^2` in float64, from centred points."""
+    centre = y.mean(axis=0, dtype=np.float64)
+    x, y = x - centre, y - centre
+    return np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None] - 2 * x @ y.T
+
+
+def assign(cost: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
+    """The column of each row in an assignment of least cost."""
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(cost)[1]
+
+
+def draw_entropic(
+    x: Float[np.ndarray, "n dim"],
+    y: Float[np.ndarray, "n dim"],
+    epsilon: float,
+    rng: np.random.Generator,
+) -> tuple[Int[np.ndarray, " n"], str]:
+    """A row of `y` for each row of `x` from the entropic plan between them, and its status."""
+    plan = sinkhorn(x, y, epsilon=epsilon)
+    scores = np.asarray(plan.g, np.float64)[None] - squared_distances(x, y) / 2
+    noise = rng.gumbel(size=scores.shape)
+    return np.argmax(scores / epsilon + noise, axis=1), plan.status
+
+
+def generator(key: Key[Array, ""]) -> np.random.Generator:
+    """The host's generator for a key."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def indices(rows: Int[np.ndarray, " n"]) -> Int[Array, " n"]:
+    return jnp.asarray(rows.astype(np.int32))
+
+
+def stream(
+    weights: Float[np.ndarray, " n"] | None, n: int, count: int, rng: np.random.Generator
+) -> Int[np.ndarray, " count"]:
+    """`count` rows in random order, each as often as its weight says, up to one.
+
+    Equal weights give one permutation after another, so that batches rarely hold a row twice.
+    """
+    if weights is None:
+        rounds = -(-count // n)
+        return np.concatenate([rng.permutation(n) for _ in range(rounds)])[:count]
+    upper = np.cumsum(weights)
+    # Systematic resampling: counts are unbiased and off by less than one.
+    points = (rng.random() + np.arange(count)) / count * upper[-1]
+    rows = np.minimum(np.searchsorted(upper, points, side="right"), n - 1)
+    return rng.permutation(rows)
+
+
+def pool_of(source, name, weights, count, key) -> tuple[np.ndarray, np.ndarray]:
+    """A table, and the rows of it that the batches hold one after another."""
+    if callable(source):
+        draw, _ = as_draw(source, name, weights)
+        return np.asarray(draw(key, count)), np.arange(count)
+    table = as_table(source, name)
+    if weights is not None:
+        weights = as_weights(weights, len(table), name)
+    return table, stream(weights, len(table), count, generator(key))
