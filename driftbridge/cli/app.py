@@ -9,7 +9,7 @@ import typer
 from driftbridge.cli.errors import CommandError, readable
 
 app = typer.Typer(
-    help="Sample a posterior from the command line.",
+    help="Sample posteriors and fit maps between tables from the command line.",
     epilog="Exit codes: 0 converged (tune: agreed), 3 not converged, 2 error, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
@@ -254,21 +254,62 @@ def resume(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run.")], debug: Debug = False
+    result: Annotated[Path, typer.Argument(help="The folder of a run, or the file of a map.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="Maps: points of the source to test it on.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Argument(help="Maps: points of the target to compare with.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Maps: for subsamples and permutations.")] = 0,
+    debug: Debug = False,
 ) -> None:
-    """Print the table and write the report again from the stored draws."""
+    """Print the table and write the report again, of a run or of a map."""
     with readable(debug):
-        import driftbridge as db
-        from driftbridge.cli import running
+        code = _report(result, source, target, seed)
+    raise typer.Exit(code)
 
-        draws = db.load(folder)
-        if not draws.num_draws:
-            raise CommandError(
-                f"{folder} has no draws yet: it was stopped in its warm-up. Go on by `driftbridge "
-                f"resume {folder}`."
-            )
-        running.show(draws, folder, _title(folder))
-    raise typer.Exit(running.code_of(draws))
+
+@app.command()
+def fit(
+    source: Annotated[Path, typer.Argument(help="Points of the source: CSV, Parquet, NPY, NPZ.")],
+    target: Annotated[Path, typer.Argument(help="Points of the target, with the same columns.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.npz) for the map.")],
+    method: Annotated[
+        str,
+        typer.Option(help="auto, affine, corrected, entropic, debiased, progressive."),
+    ] = "auto",
+    columns: Annotated[
+        str | None, typer.Option(help="Columns to map, as a,b,c; all numeric ones if not set.")
+    ] = None,
+    test: Annotated[
+        float, typer.Option(help="Share of the rows held out from the fit, for the report.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="For held-out rows, and methods that draw.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Fit a map from one table to another, save it, and report on rows held out."""
+    with readable(debug):
+        from driftbridge.cli import transporting
+
+        code = transporting.fit(source, target, out, method, _names(columns), test, seed)
+    raise typer.Exit(code)
+
+
+@app.command()
+def apply(
+    saved: Annotated[Path, typer.Argument(metavar="MAP", help="A file of `driftbridge fit`.")],
+    new: Annotated[Path, typer.Argument(help="Points to carry; other columns are kept.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV, Parquet, NPY or NPZ.")],
+    inverse: Annotated[bool, typer.Option("--inverse", help="From target to source.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Carry the rows of a table by a saved map."""
+    with readable(debug):
+        from driftbridge.cli import transporting
+
+        code = transporting.apply(saved, new, out, inverse)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -304,6 +345,24 @@ def _common(
         "prior": prior,
         "float64": float64 or default_dtype() == "float64",
     }
+
+
+def _report(result: Path, source: Path | None, target: Path | None, seed: int) -> int:
+    if result.is_file():
+        from driftbridge.cli import transporting
+
+        return transporting.show(result, source, target, seed)
+    import driftbridge as db
+    from driftbridge.cli import running
+
+    draws = db.load(result)
+    if not draws.num_draws:
+        raise CommandError(
+            f"{result} has no draws yet: it was stopped in its warm-up. Go on by `driftbridge "
+            f"resume {result}`."
+        )
+    running.show(draws, result, _title(result))
+    return running.code_of(draws)
 
 
 def _title(folder: Path) -> str | None:

@@ -37,15 +37,18 @@ class Bures(NamedTuple):
     eigenvectors: Float[np.ndarray, "dim dim"]
 
 
-def moments(sample: Sample) -> Moments:
-    """Weighted mean and covariance; with equal weights `1/n` the sum is divided by `n - 1`."""
+def moments(sample: Sample, ridge: float = RIDGE) -> Moments:
+    """Weighted mean and covariance; with equal weights `1/n` the sum is divided by `n - 1`.
+
+    `ridge` times the mean variance is added to the diagonal.
+    """
     points, weights = np.asarray(sample.points, np.float64), sample.weights
     mean = weights @ points
     centred = points - mean
     correction = 1 - np.sum(weights**2)
     covariance = (centred * weights[:, None]).T @ centred / max(correction, 1e-12)
-    ridge = RIDGE * max(np.trace(covariance) / len(mean), np.finfo(np.float64).tiny)
-    return Moments(mean, covariance + ridge * np.eye(len(mean)))
+    added = ridge * max(np.trace(covariance) / len(mean), float(np.finfo(np.float32).tiny))
+    return Moments(mean, covariance + added * np.eye(len(mean)))
 
 
 def bures(source: Float[np.ndarray, "dim dim"], target: Float[np.ndarray, "dim dim"]) -> Bures:

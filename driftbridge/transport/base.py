@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -151,7 +151,7 @@ class TransportMap(eqx.Module):
         rows = as_rows(x, "x", self.dim, self.fit.columns)
         batch = rows if rows.ndim > 1 else rows[None]
         out = streamed(self, method, batch, shared, static)
-        return like_rows(out if rows.ndim > 1 else out[0], x)
+        return like_rows(out if rows.ndim > 1 else out[0], x, self.fit.columns)
 
     def __getattr__(self, name: str) -> Any:
         if name in CAPABILITIES:
@@ -238,5 +238,8 @@ class Method(eqx.Module):
 
 
 def as_dtype(value: Any, dtype: Any) -> Array:
-    """A float64 number of the host as an array in which a map computes."""
-    return jnp.asarray(np.asarray(value, dtype))
+    """A float64 number of the host as an array in which a map computes.
+
+    `device_put` compiles nothing, where `jnp.asarray` compiles a program for every shape.
+    """
+    return jax.device_put(np.asarray(value, dtype))

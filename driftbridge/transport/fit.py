@@ -19,7 +19,8 @@ METHODS: dict[str, type[Method]] = {
     method.name: method for method in (Affine, Corrected, Entropic, Debiased, Progressive)
 }
 AUTO = "auto"
-# A covariance of this condition number, or worse, has directions without data.
+# A correlation matrix of this condition number, or worse, has directions without data: columns
+# that are sums of others have 1e12 and more in float32.
 CONDITION = 1e10
 # Beyond this many points on a side an entropic fit takes minutes: `auto` takes a random part.
 MOST_POINTS = 50_000
@@ -93,10 +94,19 @@ def _choose(method: str | Method, pair: Pair) -> tuple[Method, str, tuple[str, .
     if least < POINTS_PER_DIM * dim:
         return Affine(), f"{least} points are fewer than {POINTS_PER_DIM} a dimension ({dim})", ()
     for name, sample in (("source", pair.source), ("target", pair.target)):
-        values = np.linalg.eigvalsh(moments(sample).covariance)
-        if values[-1] > CONDITION * values[0] or values[-1] == 0:
+        if _is_singular(sample):
             return Affine(), f"the covariance of the {name} is singular", ()
     return Corrected(), f"{least} points in {dim} dimensions, with regular covariances", ()
+
+
+def _is_singular(sample: Sample) -> bool:
+    """Whether the points fill fewer dimensions than they have."""
+    covariance = moments(sample, ridge=0.0).covariance
+    spread = np.sqrt(np.diagonal(covariance))
+    if np.any(np.ptp(sample.points, axis=0) == 0):
+        return True
+    values = np.linalg.eigvalsh(covariance / spread[:, None] / spread[None, :])
+    return bool(values[-1] > CONDITION * values[0])
 
 
 def _bounded(

@@ -108,19 +108,24 @@ def _check_finite(data: Any, name: str) -> None:
     )
 
 
-def like_rows(out: Any, data: Any) -> Any:
-    """`out` as the kind of object that `data` is: frame, NumPy or JAX array, of its dtype."""
+def like_rows(out: Any, data: Any, columns: tuple[str, ...] | None = None) -> Any:
+    """`out` as the kind of object that `data` is: frame, NumPy or JAX array, of its dtype.
+
+    `columns` are those of `out`; a frame gets them in the order in which `data` has them.
+    """
     if is_frame(data):
         values = np.asarray(out)
         if values.shape != (len(data), len(data.columns)):
             return values
+        if columns is not None:
+            values = values[:, [columns.index(str(name)) for name in data.columns]]
         if hasattr(data, "index"):
             return type(data)(values, index=data.index, columns=data.columns)
         return type(data)(values, schema=list(data.columns))
     dtype = data.dtype if hasattr(data, "dtype") else None
     if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and out.dtype != dtype:
         out = out.astype(jax.dtypes.canonicalize_dtype(dtype))
-    return out if isinstance(data, jax.Array) else np.asarray(out)
+    return jax.device_put(out) if isinstance(data, jax.Array) else np.asarray(out)
 
 
 def pair_of(x: Any, y: Any, source_weights: Any = None, target_weights: Any = None) -> Pair:
@@ -194,10 +199,11 @@ def _notices(source: Sample, target: Sample, columns: tuple[str, ...] | None) ->
                 f"the {name} has {n} points in {dim} dimensions, fewer than {POINTS_PER_DIM} for "
                 "each: expect an error of the order of the noise"
             )
-        constant = np.flatnonzero(spread == 0)
+        constant = np.flatnonzero(np.ptp(sample.points, axis=0) == 0)
         if constant.size:
             listed = ", ".join(_label(i, columns) for i in constant[:5])
             notices.append(f"constant in the {name}: {listed}")
+        spread[constant] = 0  # rounding of the mean leaves some
         varying = spread[spread > 0]
         if varying.size and varying.max() > RATIO * varying.min():
             largest, least = int(np.argmax(spread)), np.flatnonzero(spread == varying.min())[0]

@@ -1,0 +1,177 @@
+"""`fit`, `apply` and the report of a map: tables in, tables out."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import driftbridge as db
+from driftbridge import map_report
+from driftbridge.cli import data as files
+from driftbridge.cli.errors import CONVERGED, NOT_CONVERGED, CommandError
+from driftbridge.cli.printing import console, escaped
+from driftbridge.transport.base import TransportMap
+
+# Fewer rows than this on a side leave nothing to hold out.
+LEAST_ROWS = 40
+ARRAYS = (".npy", ".npz")
+
+
+class Rows(NamedTuple):
+    """A file of points: a data frame with its names, or an array without."""
+
+    path: Path
+    points: Any
+
+
+def read_rows(path: Path, columns: tuple[str, ...] | None = None) -> Rows:
+    """Points from CSV, Parquet, NPY or NPZ.
+
+    Without `columns` all numeric columns of a table are taken, in order.
+    """
+    name = path.name.lower()
+    if name.endswith(ARRAYS):
+        return Rows(path, _array(path))
+    table = files.read(path)
+    if columns is None:
+        columns = tuple(n for n, values in table.items() if _is_numeric(values))
+        if not columns:
+            raise CommandError(f"{path} has no numeric column.")
+    import pandas
+
+    chosen = files.select(table, columns, str(path))
+    return Rows(path, pandas.DataFrame({n: files.numbers(n, v) for n, v in chosen.items()}))
+
+
+def _is_numeric(values: Any) -> bool:
+    present = [v for v in values if v is not None] if values.dtype == object else values
+    return np.asarray(present).dtype.kind in "bif" and len(present) > 0
+
+
+def _array(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise CommandError(f"there is no data file {path}.")
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise CommandError(f"{path} cannot be read as an array: {error}.") from error
+    if isinstance(found, np.ndarray):
+        return found
+    if len(found.files) != 1:
+        raise CommandError(f"{path} must hold one array; it holds {', '.join(found.files)}.")
+    return found[found.files[0]]
+
+
+def fit(
+    source: Path,
+    target: Path,
+    out: Path,
+    method: str,
+    columns: tuple[str, ...] | None,
+    held_out: float,
+    seed: int,
+) -> int:
+    """Fit a map between two files, save it, and report on the rows that were held out."""
+    if not 0 <= held_out < 1:
+        raise CommandError(f"--test must be at least 0 and below 1; got {held_out}.")
+    first = read_rows(source, columns)
+    shared = columns if columns is not None else _columns(first)
+    second = read_rows(target, shared)
+    (x, x_test), (y, y_test) = (_split(r.points, held_out, seed) for r in (first, second))
+    fitted = db.fit_map(x, y, method, seed)
+    saved = fitted.save(out)
+    _print_fit(fitted)
+    is_new = x_test is not None and y_test is not None
+    tested = fitted.report(x_test if is_new else x, y_test if is_new else y, seed)
+    if not is_new:
+        console().print("Too few rows to hold any out: the report is on the rows of the fit.")
+    page = map_report.write(tested, saved.with_suffix(".html"), f"{source.name} to {target.name}")
+    console().print(f"\n{escaped(tested.sentence)}", soft_wrap=True)
+    console().print(f"Map: {saved}\nReport: {page}", soft_wrap=True)
+    return CONVERGED if fitted.fit.converged else NOT_CONVERGED
+
+
+def _columns(rows: Rows) -> tuple[str, ...] | None:
+    return tuple(rows.points.columns) if hasattr(rows.points, "columns") else None
+
+
+def _split(points: Any, held_out: float, seed: int) -> tuple[Any, Any]:
+    """Rows of the fit and rows of the test, at random."""
+    n = len(points)
+    if held_out == 0 or n < LEAST_ROWS:
+        return points, None
+    order = np.random.default_rng(seed).permutation(n)
+    cut = max(2, round(held_out * n))
+    test, fit_rows = np.sort(order[:cut]), np.sort(order[cut:])
+    if hasattr(points, "iloc"):
+        return points.iloc[fit_rows], points.iloc[test]
+    return points[fit_rows], points[test]
+
+
+def _print_fit(fitted: TransportMap) -> None:
+    out = console()
+    facts = fitted.fit
+    head = "[bold green]Fitted[/]" if facts.converged else "[bold red]NOT converged[/]"
+    out.print(
+        f"{head}: {facts.method} ({escaped(facts.reason)}), {facts.num_source} to "
+        f"{facts.num_target} points in {fitted.dim} dimensions, {facts.seconds:.1f} s",
+        soft_wrap=True,
+    )
+    for message in facts.messages:
+        out.print(f"  {escaped(message)}", soft_wrap=True)
+
+
+def apply(saved: Path, new: Path, out: Path, inverse: bool) -> int:
+    """Carry the rows of a file by a saved map, keeping its other columns."""
+    fitted = db.load(saved)
+    if not isinstance(fitted, TransportMap):
+        raise CommandError(f"{saved} holds draws, not a map.")
+    if out.exists():
+        raise CommandError(f"{out} is there already. Choose another file, or remove it.")
+    columns = fitted.fit.columns
+    rows = read_rows(new, columns if not new.name.lower().endswith(ARRAYS) else None)
+    moved = fitted.inverse(rows.points) if inverse else fitted(rows.points)
+    _write(out, moved, rows)
+    console().print(f"{len(moved)} rows written to {out}", soft_wrap=True)
+    return CONVERGED
+
+
+def _write(out: Path, moved: Any, rows: Rows) -> None:
+    name = out.name.lower()
+    if name.endswith(".npy"):
+        np.save(out, np.asarray(moved))
+        return
+    if name.endswith(".npz"):
+        np.savez(out, points=np.asarray(moved))
+        return
+    import pandas
+
+    frame = moved if hasattr(moved, "columns") else pandas.DataFrame(np.asarray(moved))
+    if not rows.path.name.lower().endswith(ARRAYS):
+        whole = pandas.DataFrame(files.read(rows.path))
+        whole[list(frame.columns)] = frame.to_numpy()
+        frame = whole
+    frame.columns = [str(column) for column in frame.columns]
+    if name.endswith((".parquet", ".pq")):
+        frame.to_parquet(out, index=False)
+    elif name.endswith((".csv", ".csv.gz")):
+        frame.to_csv(out, index=False)
+    else:
+        raise CommandError(f"{out} must end in .csv, .csv.gz, .parquet, .npy or .npz.")
+
+
+def show(saved: Path, source: Path | None, target: Path | None, seed: int) -> int:
+    """Report on a saved map with two files of points that it has not seen."""
+    fitted = db.load(saved)
+    assert isinstance(fitted, TransportMap)
+    _print_fit(fitted)
+    if source is None or target is None:
+        raise CommandError(
+            f"a report of a map needs points to test it on: driftbridge report {saved} SRC TGT."
+        )
+    columns = fitted.fit.columns
+    x, y = (read_rows(path, columns).points for path in (source, target))
+    tested = fitted.report(x, y, seed)
+    page = map_report.write(tested, saved.with_suffix(".html"), f"{source.name} to {target.name}")
+    console().print(f"\n{escaped(tested.sentence)}\nReport: {page}", soft_wrap=True)
+    return CONVERGED if fitted.fit.converged else NOT_CONVERGED
