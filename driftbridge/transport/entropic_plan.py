@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -73,12 +73,12 @@ class EntropicPlan(eqx.Module):
     @property
     def f(self) -> Float[Array, " n"]:
         shift = self._shift(np.asarray(self.x) - np.asarray(self.centres[0]), 1)
-        return jnp.asarray(np.asarray(self.centred_f)[: len(self.x)] + shift)
+        return jax.device_put(np.asarray(self.centred_f)[: len(self.x)] + shift)
 
     @property
     def g(self) -> Float[Array, " m"]:
         shift = self._shift(np.asarray(self.y) - np.asarray(self.centres[1]), -1)
-        return jnp.asarray(np.asarray(self.centred_g)[: len(self.y)] + shift)
+        return jax.device_put(np.asarray(self.centred_g)[: len(self.y)] + shift)
 
     @property
     def method(self) -> str:
@@ -125,7 +125,7 @@ class EntropicPlan(eqx.Module):
     def marginals(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """Row sums and column sums of the plan."""
         rows, columns = self._marginals
-        return jnp.asarray(rows[: len(self.x)]), jnp.asarray(columns[: len(self.y)])
+        return jax.device_put(rows[: len(self.x)]), jax.device_put(columns[: len(self.y)])
 
     def pull(self, values: Any) -> Float[Array, "..."]:
         """`P v` for `v` of shape `(m, ...)`, at memory that grows with the points alone."""
@@ -150,7 +150,7 @@ class EntropicPlan(eqx.Module):
         """
         problem, count = self._at(x, 0)
         mean = plan_products.conditional_mean(problem, self.centred_g, problem.y)
-        return jnp.asarray(np.asarray(mean)[:count] + np.asarray(self.centres[1]))
+        return jax.device_put(np.asarray(mean)[:count] + np.asarray(self.centres[1]))
 
     def f_at(self, x: Any) -> Float[Array, " k"]:
         """`f` at any points: `-epsilon log sum_j b_j exp((g_j - c(x, y_j)) / epsilon)`.
@@ -159,7 +159,7 @@ class EntropicPlan(eqx.Module):
         """
         problem, count = self._at(x, 0)
         values = np.asarray(plan_products.softmin(problem, self.centred_g))[:count]
-        return jnp.asarray(values + self._shift(np.asarray(problem.x)[:count], 1))
+        return jax.device_put(values + self._shift(np.asarray(problem.x)[:count], 1))
 
     def g_at(self, y: Any) -> Float[Array, " k"]:
         """`g` at any points: `-epsilon log sum_i a_i exp((f_i - c(x_i, y)) / epsilon)`.
@@ -168,7 +168,7 @@ class EntropicPlan(eqx.Module):
         """
         problem, count = self._at(y, 1)
         values = np.asarray(plan_products.softmin(problem, self.centred_f))[:count]
-        return jnp.asarray(values + self._shift(np.asarray(problem.x)[:count], -1))
+        return jax.device_put(values + self._shift(np.asarray(problem.x)[:count], -1))
 
     def sample(
         self, key: int | Key[Array, ""], n: int
@@ -184,7 +184,7 @@ class EntropicPlan(eqx.Module):
     def matrix(self) -> Float[Array, "n m"]:
         """The plan as a matrix, for small problems."""
         matrix = np.asarray(plan_products.matrix(self.problem, self.centred_f, self.centred_g))
-        return jnp.asarray(matrix[: len(self.x), : len(self.y)])
+        return jax.device_put(matrix[: len(self.x), : len(self.y)])
 
     @functools.cached_property
     def _marginals(self) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +197,7 @@ class EntropicPlan(eqx.Module):
             raise ValueError(f"Expected values for {num_in} points; got shape {values.shape}.")
         columns = padded(values.reshape(num_in, -1), bucket(num_in))
         result = function(self.problem, self.centred_f, self.centred_g, columns)
-        return jnp.asarray(np.asarray(result)[:num_out].reshape(num_out, *values.shape[1:]))
+        return jax.device_put(np.asarray(result)[:num_out].reshape(num_out, *values.shape[1:]))
 
     def _at(self, points: Any, side: int) -> tuple[Problem, int]:
         """The problem with other rows; with `side` 1, of its transpose."""
@@ -210,8 +210,8 @@ class EntropicPlan(eqx.Module):
         dtype = problem.x.dtype
         centred = points.astype(dtype) - np.asarray(self.centres[side])
         size = bucket(len(points))
-        weights = jnp.asarray(np.zeros(size, dtype))
-        rows = jnp.asarray(padded(centred, size))
+        weights = jax.device_put(np.zeros(size, dtype))
+        rows = jax.device_put(padded(centred, size))
         return Problem(rows, problem.y, weights, problem.b, problem.epsilon, problem.cost), len(
             points
         )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
@@ -40,4 +40,4 @@ def trimmed(values: Any, n: int) -> Float[Array, "n ..."]:
     """The first `n` rows; a concrete array is cut on the host, where no size compiles."""
     if isinstance(values, Tracer):
         return values[:n]
-    return jnp.asarray(np.asarray(values)[:n])
+    return jax.device_put(np.asarray(values)[:n])

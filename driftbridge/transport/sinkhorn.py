@@ -75,19 +75,19 @@ def sinkhorn(
     mean = float(_mean_cost(problem))
     chosen, reason = _choose(method, problem, mean)
     if init is None:
-        f, g = (jnp.asarray(np.zeros(len(w), w.dtype)) for w in (problem.a, problem.b))
+        f, g = (jax.device_put(np.zeros(len(w), w.dtype)) for w in (problem.a, problem.b))
         anneals = float(epsilon) < ANNEAL_BELOW * mean
         start = max(ANNEAL_FROM * mean, float(epsilon)) if anneals else float(epsilon)
     else:
         f, g = _potentials_of(init, problem, points, centres)
         start = float(epsilon)
     dtype = problem.x.dtype
-    iterate = first(f, g, jnp.asarray(np.asarray(start, dtype)))
+    iterate = first(f, g, jax.device_put(np.asarray(start, dtype)))
     iterate = _run(chosen, problem, iterate, float(tolerance), int(max_iterations), progress)
     f, g, error = _finished(problem, iterate.f, iterate.g)
     return EntropicPlan(
-        x=jnp.asarray(points[0]),
-        y=jnp.asarray(points[1]),
+        x=jax.device_put(points[0]),
+        y=jax.device_put(points[1]),
         problem=problem,
         centred_f=f,
         centred_g=g,
@@ -104,7 +104,7 @@ def _check(epsilon, tolerance, max_iterations, method) -> None:
         raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
     if not 0 <= float(tolerance) < 2:
         raise ValueError(
-            f"tolerance, of marginals that differ by 2 at most, must lie in [0, 2); got {tolerance}."
+            f"tolerance must lie in [0, 2), as marginals differ by 2 at most; got {tolerance}."
         )
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1; got {max_iterations}.")
@@ -142,21 +142,22 @@ def _problem(x, y, a, b, epsilon, cost):
     rows = [points.astype(dtype) for points in rows]
     sizes = [bucket(len(points)) for points in rows]
     centred = [
-        jnp.asarray(padded(points - centre, size))
+        jax.device_put(padded(points - centre, size))
         for points, centre, size in zip(rows, centres, sizes, strict=True)
     ]
     masses = [
-        jnp.asarray(padded(w.astype(dtype), size)) for w, size in zip(weights, sizes, strict=True)
+        jax.device_put(padded(w.astype(dtype), size))
+        for w, size in zip(weights, sizes, strict=True)
     ]
     problem = Problem(
         centred[0],
         centred[1],
         masses[0],
         masses[1],
-        jnp.asarray(np.asarray(epsilon, dtype)),
+        jax.device_put(np.asarray(epsilon, dtype)),
         cost,
     )
-    return problem, rows, (jnp.asarray(centres[0]), jnp.asarray(centres[1]))
+    return problem, rows, (jax.device_put(centres[0]), jax.device_put(centres[1]))
 
 
 _mean_cost = jax.jit(mean_cost)
@@ -190,7 +191,7 @@ def _potentials_of(init, problem, points, centres):
     f = f - (points[0] - np.asarray(centres[0])) @ delta
     g = g + (points[1] - np.asarray(centres[1])) @ delta
     return tuple(
-        jnp.asarray(padded(value.astype(problem.x.dtype), len(weights)))
+        jax.device_put(padded(value.astype(problem.x.dtype), len(weights)))
         for value, weights in ((f, problem.a), (g, problem.b))
     )
 
@@ -212,8 +213,8 @@ def _finished(problem: Problem, f: Array, g: Array) -> tuple[Array, Array, Array
 
 def _settings(problem: Problem, tolerance: float, max_iterations: int) -> Settings:
     return Settings(
-        jnp.asarray(np.asarray(tolerance, problem.x.dtype)),
-        jnp.asarray(np.asarray(max_iterations, np.int32)),
+        jax.device_put(np.asarray(tolerance, problem.x.dtype)),
+        jax.device_put(np.asarray(max_iterations, np.int32)),
     )
 
 
@@ -232,6 +233,6 @@ def _run(method, problem, iterate: Iterate, tolerance, max_iterations, progress)
         report(Progress("Sinkhorn", done, max_iterations, count / seconds, None, note))
         if status != MAX_ITERATIONS or done >= max_iterations:
             return iterate
-        iterate = iterate._replace(status=jnp.asarray(np.asarray(RUNNING, np.int32)))
+        iterate = iterate._replace(status=jax.device_put(np.asarray(RUNNING, np.int32)))
         if seconds < CHUNK_SECONDS / 2:
             count *= 2
