@@ -25,20 +25,25 @@ def staircase(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> Stairca
 
     **Arguments:**
 
-    - `a`, `b`: positive weights with the same sum.
+    - `a`, `b`: positive weights that sum to one.
     """
-    above, below = np.cumsum(a), np.cumsum(b)
-    total = above[-1]
-    # Both end at the same level, whatever the rounding of the sums.
-    below *= total / below[-1]
+    above, below = _levels(a), _levels(b)
     levels = np.union1d(above, below)
-    levels = levels[levels < total * (1 - 4 * np.finfo(np.float64).eps)]
+    levels = levels[levels < 1 - 4 * np.finfo(np.float64).eps]
     starts = np.concatenate([[0.0], levels])
-    mass = np.append(levels, total) - starts
+    mass = np.append(levels, 1.0) - starts
     middles = starts + mass / 2
     rows = np.minimum(np.searchsorted(above, middles, side="right"), len(a) - 1)
     columns = np.minimum(np.searchsorted(below, middles, side="right"), len(b) - 1)
     return Staircase(rows, columns, mass)
+
+
+def _levels(weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Values of the distribution function at the points; `i / n` and `j / m` meet exactly."""
+    if np.ptp(weights) == 0:
+        return np.arange(1, len(weights) + 1) / len(weights)
+    sums = np.cumsum(weights)
+    return sums / sums[-1]
 
 
 def wasserstein_1d(x: Any, y: Any, p: float | int = 2, *, a: Any = None, b: Any = None) -> float:

@@ -1,0 +1,114 @@
+"""Sums of a kernel over pairs of points, by blocks of matrix products."""
+
+from functools import partial
+from math import gcd
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from driftbridge.runtime.products import product
+from driftbridge.transport.padding import bucket, padded
+
+KERNELS = ("gaussian", "laplace", "energy")
+# Rows and columns of a block: a megabyte in float32, which stays in cache.
+BLOCK = 512
+# Dimensions up to which coordinates are subtracted, which then costs no more than a product.
+SUBTRACTED = 4
+# Points whose distances give the median.
+MEDIAN_OF = 1000
+
+
+def kernel_of_squares(kernel: str, q: Float[Array, "..."], bandwidth) -> Float[Array, "..."]:
+    """`exp(-q / (2 h^2))`, `exp(-sqrt(q) / h)` or `-sqrt(q)` of squared distances `q`."""
+    if kernel == "gaussian":
+        return jnp.exp(q * (-0.5 / bandwidth**2))
+    if kernel == "laplace":
+        return jnp.exp(-jnp.sqrt(q) / bandwidth)
+    return -jnp.sqrt(q)
+
+
+def off_diagonal_forms(
+    points: Float[np.ndarray, "n dim"],
+    weights: Float[np.ndarray, "n vectors"],
+    kernel: str,
+    bandwidth: float = 1.0,
+) -> Float[np.ndarray, " vectors"]:
+    """`sum_{i != j} w_i w_j k(z_i, z_j)` for each vector of weights.
+
+    Half of the blocks are computed, one at a time, in the dtype of the points; their sums are added
+    in float64. Time grows as `n^2 (dim + vectors)`, memory as `n (dim + vectors)`.
+
+    **Arguments:**
+
+    - `points`: `z`, `(n, dim)`.
+    - `weights`: one vector to a column.
+    - `kernel`: "gaussian", "laplace" or "energy".
+    - `bandwidth`: `h > 0`; nothing for "energy".
+    """
+    dtype = jax.dtypes.canonicalize_dtype(points.dtype)
+    size = bucket(len(points))
+    # Distances come from products of positions: centring keeps their digits.
+    centred = (points - points.mean(0, dtype=np.float64)).astype(dtype)
+    sums = _block_sums(
+        jnp.asarray(padded(centred, size)),
+        jnp.asarray(padded(weights.astype(dtype), size)),
+        jnp.asarray(np.asarray(bandwidth, dtype)),
+        kernel=kernel,
+    )
+    return np.asarray(sums, np.float64).sum(0)
+
+
+@partial(jax.jit, static_argnames="kernel")
+def _block_sums(
+    z: Float[Array, "n dim"], weights: Float[Array, "n vectors"], bandwidth, *, kernel: str
+) -> Float[Array, "pairs vectors"]:
+    n, dim = z.shape
+    block = gcd(n, BLOCK)
+    blocks = n // block
+    first, second = np.triu_indices(blocks)
+    z, weights = z.reshape(blocks, block, dim), weights.reshape(blocks, block, -1)
+
+    def pair(at):
+        i, j = at
+        values = kernel_of_squares(kernel, squared_distances(z[i], z[j]), bandwidth)
+        values = jnp.where((i == j) & jnp.eye(block, dtype=bool), 0, values)
+        return jnp.where(i == j, 1, 2) * jnp.sum(weights[i] * product(values, weights[j]), axis=0)
+
+    return lax.map(pair, (jnp.asarray(first), jnp.asarray(second)))
+
+
+def squared_distances(x: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Array, "n m"]:
+    """`|x_i - y_j|^2`, zero for equal points.
+
+    Few coordinates are subtracted one by one. Of more, the product loses the digits of distances
+    below `eps^{1/2} |x|`, where points count as equal: among independent ones they are too rare to
+    be missed, and equal ones are not to be told apart.
+    """
+    if x.shape[1] <= SUBTRACTED:
+        return sum(
+            ((x[:, k][:, None] - y[:, k][None]) ** 2 for k in range(x.shape[1])),
+            start=jnp.zeros((), x.dtype),
+        )
+    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None]
+    q = squares - 2 * product(x, y.T)
+    return jnp.where(q > 8 * jnp.finfo(x.dtype).eps * squares, q, 0)
+
+
+def median_distance(points: Float[np.ndarray, "n dim"]) -> float:
+    """Median distance of points that differ, among at most 1000 evenly spaced rows.
+
+    **Raises:** `ValueError` if all are equal.
+    """
+    from scipy.spatial.distance import pdist
+
+    rows = np.unique(np.linspace(0, len(points) - 1, MEDIAN_OF).astype(int))
+    distances = pdist(points[rows].astype(np.float64))
+    if not np.any(distances > 0):
+        raise ValueError(
+            f"all {len(rows)} points looked at are equal: there is no median distance. Give a "
+            "bandwidth."
+        )
+    return float(np.median(distances[distances > 0]))
