@@ -57,7 +57,7 @@ def load(path: str | os.PathLike) -> TransportMap:
     if not path.is_file():
         raise MapFileError(f"there is no file {path}.")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, zipfile.ZipFile(file), _arrays(file) as stored:
             header = json.loads(bytes(stored[HEADER]).decode())
             arrays = [stored[f"array_{i}"] for i in range(len(stored.files) - 1)]
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
@@ -80,6 +80,11 @@ def load(path: str | os.PathLike) -> TransportMap:
         fit = dataclasses.replace(found.fit, messages=(*found.fit.messages, rounded))
         found = dataclasses.replace(found, fit=fit)
     return found
+
+
+def _arrays(file: Any) -> Any:
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
 
 
 def _names(tree: Any) -> list[str]:
