@@ -23,9 +23,10 @@ class HierarchicalRefinement(TableCoupling):
 
     Both tables are cut in halves that belong together, and those again, down to parts small enough
     for an exact assignment. A cut is the best coupling of rank two with parts of equal size: it
-    maximises `<u, v>`, the product of the means of the two upper halves, about the means of all. For
-    a given `v` the best half of `x` lies above the median of `<x, v>`, and for a given `u` that of
-    `y` above the median of `<y, u>`; the two steps alternate. In one dimension the result is optimal.
+    maximises `<u, v>`, the product of the means of the two upper halves, about the means of all.
+    For a given `v` the best half of `x` lies above the median of `<x, v>`, and for a given `u` that
+    of `y` above the median of `<y, u>`; the two steps alternate. In one dimension the result is
+    optimal.
 
     Then sweeps: pairs whose sources, or whose targets, lie close together are grouped by random
     cuts and assigned anew within each group, which never raises the cost.

@@ -111,6 +111,16 @@ class SemidiscretePlan(eqx.Module):
         drawn = jax.random.categorical(key, self._scores(x) / self.epsilon, axis=1)
         return drawn.astype(jnp.int32)
 
+    def draw_each(
+        self, keys: Key[Array, " m"], x: Float[Array, "m dim"], n: int
+    ) -> Int[Array, "m n"]:
+        """`n` rows of the points for each `x`, with a key for each."""
+        if self.is_hard:
+            return jnp.broadcast_to(self.assign(x)[:, None], (x.shape[0], n))
+        logits = self._scores(x) / self.epsilon
+        draw = jax.vmap(lambda key, row: jax.random.categorical(key, row, shape=(n,)))
+        return draw(keys, logits).astype(jnp.int32)
+
     def barycentre(self, x: Float[Array, "m dim"]) -> Float[Array, "m dim"]:
         """The mean of the conditional law given each `x`."""
         if self.is_hard:
@@ -246,7 +256,7 @@ def _schedule(problem, weights, points, key, epsilon, batch, max_iterations) -> 
     x = np.asarray(problem.draw(key, PILOT), np.float64)
     y = np.asarray(points[: len(weights)], np.float64)
     mean_cost = (np.mean(np.sum(x**2, axis=1)) + weights @ np.sum(y**2, axis=1)) / 2
-    last = min(max(epsilon, _spacing(y) / 4), max(mean_cost, epsilon))
+    last = min(max(epsilon, spacing(y) / 4), max(mean_cost, epsilon))
     # A point is hit once in n / batch steps: larger steps would throw it out of its cell.
     share = min(1.0, batch / len(weights))
     wanted = CHUNK * -(-int(ANNEALING / share) // CHUNK)
@@ -254,8 +264,11 @@ def _schedule(problem, weights, points, key, epsilon, batch, max_iterations) -> 
     return _Schedule(max(mean_cost, last), last, annealing, share)
 
 
-def _spacing(y: Float[np.ndarray, "n dim"]) -> float:
-    """Median squared distance of nearest neighbours, extrapolated from some of the points."""
+def spacing(y: Float[np.ndarray, "n dim"]) -> float:
+    """Median squared distance of nearest neighbours, extrapolated from some of the points.
+
+    Infinite for points that are all equal.
+    """
     from scipy.spatial import KDTree
 
     some = np.unique(y[np.unique(np.linspace(0, len(y) - 1, NEIGHBOURS).astype(int))], axis=0)
