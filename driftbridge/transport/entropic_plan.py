@@ -37,7 +37,7 @@ class EntropicPlan(eqx.Module):
     It minimises `<C, P> + epsilon KL(P | a b)` as far as `error` says.
 
     - `x`, `y`: points `(n, dim)` and `(m, dim)`, as given.
-    - `error`: `sum_i |sum_j P_ij - a_i| + sum_j |sum_i P_ij - b_j|`.
+    - `error`: the larger of `sum_i |sum_j P_ij - a_i|` and `sum_j |sum_i P_ij - b_j|`.
     - `num_iterations`: sweeps over the matrix, those of annealing and of the conjugate gradients of
       a Newton finish included.
     - `status`: "converged"; "stalled", when the error stopped falling above the tolerance, which at

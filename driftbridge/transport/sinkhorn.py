@@ -2,7 +2,7 @@
 
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,17 @@ from driftbridge.transport.blocked import iterate_blocked
 from driftbridge.transport.costs import Cost
 from driftbridge.transport.entropic_plan import Account, EntropicPlan
 from driftbridge.transport.entropic_problem import Problem, balanced, mean_cost
-from driftbridge.transport.iterate import MAX_ITERATIONS, RUNNING, Iterate, Settings, first
+from driftbridge.transport.iterate import (
+    CONVERGED,
+    MAX_ITERATIONS,
+    RUNNING,
+    STAGE_TOLERANCE,
+    STALLED,
+    Iterate,
+    Settings,
+    first,
+)
+from driftbridge.transport.newton import finish
 from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import as_rows, as_weights
 from driftbridge.transport.scaling import iterate_stored
@@ -25,8 +35,10 @@ METHODS = ("auto", "stored", "blocked", "log", "newton")
 ANNEAL_BELOW, ANNEAL_FROM = 0.02, 0.25
 # Entries of a matrix that is stored whatever epsilon is, and at small epsilon.
 STORED, STORED_SMALL = 2048**2, 6144**2
-# Below this share of the mean cost the sums of a kernel in float32 leave its range at once.
-LOG_BELOW = 2e-3
+# Below this tolerance a Newton finish is faster than scaling.
+TIGHT = 1e-4
+# Share of the tolerance aimed at where rounding has used up the rest.
+AIM = 0.7
 # A chunk between two reports of progress takes about this long.
 CHUNK_SECONDS = 1.0
 
@@ -55,11 +67,14 @@ def sinkhorn(
     - `a`, `b`: weights `(n,)` and `(m,)` that sum to one; None for equal ones.
     - `cost`: a function of two points `(dim,)`, defined once (a new function compiles again); None
       for `|x - y|^2 / 2` by matrix products.
-    - `tolerance`: of `sum |P 1 - a| + sum |P^T 1 - b|`, in `[0, 2)`. Float32 attains about `1e-5`.
-      Zero runs exactly `max_iterations`.
+    - `tolerance`: of the larger of `sum |P 1 - a|` and `sum |P^T 1 - b|`, in `[0, 2)`. Float32
+      attains about `1e-5` at an epsilon of .005 of the mean cost, float64 `1e-9`. Zero runs
+      exactly `max_iterations`.
     - `max_iterations`: sweeps over the matrix, annealing counted.
     - `method`: "stored" (scaling with a stored kernel), "blocked" (rows in blocks, memory that
-      grows with the points alone), "log" (blocks in the log domain), or "auto".
+      grows with the points alone), "log" (blocks in the log domain), "newton" (scaling, then
+      Newton's method on the semi-dual, stored or blocked by size), or "auto": Newton's method for
+      an epsilon below .02 of the mean cost and for tolerances below `1e-4`.
     - `init`: a plan of the same sizes, or potentials `(f, g)`, to start from without annealing.
     - `progress`: False, True or a callback.
 
@@ -73,29 +88,29 @@ def sinkhorn(
     _check(epsilon, tolerance, max_iterations, method)
     problem, points, centres = _problem(x, y, a, b, epsilon, cost)
     mean = float(_mean_cost(problem))
-    chosen, reason = _choose(method, problem, mean)
+    chosen = _choose(method, problem, mean, float(tolerance))
     if init is None:
-        f, g = (jax.device_put(np.zeros(len(w), w.dtype)) for w in (problem.a, problem.b))
+        f, g = (jnp.asarray(np.zeros(len(w), w.dtype)) for w in (problem.a, problem.b))
         anneals = float(epsilon) < ANNEAL_BELOW * mean
         start = max(ANNEAL_FROM * mean, float(epsilon)) if anneals else float(epsilon)
     else:
         f, g = _potentials_of(init, problem, points, centres)
         start = float(epsilon)
-    dtype = problem.x.dtype
-    iterate = first(f, g, jax.device_put(np.asarray(start, dtype)))
-    iterate = _run(chosen, problem, iterate, float(tolerance), int(max_iterations), progress)
-    f, g, error = _finished(problem, iterate.f, iterate.g)
+    iterate = first(f, g, jnp.asarray(np.asarray(start, problem.x.dtype)))
+    iterate, error = _to_tolerance(
+        chosen, problem, iterate, float(tolerance), int(max_iterations), progress
+    )
     return EntropicPlan(
-        x=jax.device_put(points[0]),
-        y=jax.device_put(points[1]),
+        x=jnp.asarray(points[0]),
+        y=jnp.asarray(points[1]),
         problem=problem,
-        centred_f=f,
-        centred_g=g,
+        centred_f=iterate.f,
+        centred_g=iterate.g,
         centres=centres,
         error=error,
         num_iterations=iterate.iterations,
         code=iterate.status,
-        account=Account(chosen, reason),
+        account=Account(chosen.method, chosen.reason),
     )
 
 
@@ -163,19 +178,31 @@ def _problem(x, y, a, b, epsilon, cost):
 _mean_cost = jax.jit(mean_cost)
 
 
-def _choose(method: str, problem: Problem, mean: float) -> tuple[str, str]:
-    if method != "auto":
-        return method, "asked for"
+class Choice(NamedTuple):
+    """A method, whether its matrix is stored, and why."""
+
+    method: str
+    stored: bool
+    reason: str
+
+
+def _choose(method: str, problem: Problem, mean: float, tolerance: float) -> Choice:
     entries = len(problem.a) * len(problem.b)
     share = float(problem.epsilon) / mean if mean > 0 else np.inf
-    if entries <= STORED:
-        return "stored", f"the matrix has {entries} entries, at most {STORED}"
-    if share < ANNEAL_BELOW and entries <= STORED_SMALL:
-        return "stored", (
-            f"epsilon is {share:.2g} of the mean cost, which takes many iterations, and the "
-            f"matrix has {entries} entries, at most {STORED_SMALL}"
+    is_small = share < ANNEAL_BELOW
+    stored = entries <= (STORED_SMALL if is_small else STORED)
+    if method != "auto":
+        return Choice(method, stored if method == "newton" else method == "stored", "asked for")
+    of_size = f"the matrix has {entries} entries, which {'is' if stored else 'are not'} stored"
+    if tolerance > 0 and is_small:
+        return Choice(
+            "newton",
+            stored,
+            f"epsilon is {share:.2g} of the mean cost, at which scaling is slow; {of_size}",
         )
-    return "blocked", f"the matrix has {entries} entries, more than is stored"
+    if 0 < tolerance < TIGHT:
+        return Choice("newton", stored, f"the tolerance is below {TIGHT:g}; {of_size}")
+    return Choice("stored" if stored else "blocked", stored, of_size)
 
 
 def _potentials_of(init, problem, points, centres):
@@ -203,36 +230,70 @@ def _solve(method: str, problem: Problem, start: Iterate, settings: Settings) ->
     return iterate_blocked(problem, start, settings, always_log=method == "log")
 
 
+_finish = jax.jit(finish, static_argnames="stored")
+
+
 @jax.jit
-def _finished(problem: Problem, f: Array, g: Array) -> tuple[Array, Array, Array]:
-    f, g = balanced(f, g, problem.a, problem.b)
+def _measured(problem: Problem, iterate: Iterate) -> tuple[Iterate, Array]:
+    f, g = balanced(iterate.f, iterate.g, problem.a, problem.b)
     rows, columns = plan_products.marginals(problem, f, g)
-    error = jnp.sum(jnp.abs(rows - problem.a)) + jnp.sum(jnp.abs(columns - problem.b))
-    return f, g, error
+    errors = jnp.sum(jnp.abs(rows - problem.a)), jnp.sum(jnp.abs(columns - problem.b))
+    return iterate._replace(f=f, g=g), jnp.maximum(*errors)
+
+
+def _to_tolerance(choice: Choice, problem, iterate, tolerance, max_iterations, progress):
+    """Iterate, and measure what was reached on the potentials that are returned."""
+    iterate = _run(choice, problem, iterate, tolerance, max_iterations, progress)
+    iterate, error = _measured(problem, iterate)
+    if int(iterate.status) != CONVERGED or float(error) <= tolerance:
+        return iterate, error
+    # Rounding of the potentials has added to the error of the iteration: aim lower, once.
+    again = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
+    iterate = _run(choice, problem, again, AIM * tolerance, max_iterations, progress)
+    iterate, error = _measured(problem, iterate)
+    if int(iterate.status) == CONVERGED and float(error) > tolerance:
+        iterate = iterate._replace(status=jax.device_put(np.int32(STALLED)))
+    return iterate, error
 
 
 def _settings(problem: Problem, tolerance: float, max_iterations: int) -> Settings:
     return Settings(
-        jax.device_put(np.asarray(tolerance, problem.x.dtype)),
-        jax.device_put(np.asarray(max_iterations, np.int32)),
+        jnp.asarray(np.asarray(tolerance, problem.x.dtype)),
+        jnp.asarray(np.asarray(max_iterations, np.int32)),
     )
 
 
-def _run(method, problem, iterate: Iterate, tolerance, max_iterations, progress) -> Iterate:
+def _run(choice: Choice, problem, iterate: Iterate, tolerance, max_iterations, progress) -> Iterate:
+    form = "stored" if choice.stored else "blocked"
+    if choice.method != "newton":
+        program = partial(_solve, choice.method)
+        return _reported(program, problem, iterate, tolerance, max_iterations, progress)
+    loose = max(tolerance, STAGE_TOLERANCE)
+    program = partial(_solve, form)
+    iterate = _reported(program, problem, iterate, loose, max_iterations, progress)
+    if int(iterate.status) != CONVERGED or tolerance >= STAGE_TOLERANCE:
+        return iterate
+    program = partial(_finish, stored=choice.stored)
+    iterate = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
+    return _reported(program, problem, iterate, tolerance, max_iterations, progress)
+
+
+def _reported(program, problem, iterate, tolerance, max_iterations, progress) -> Iterate:
+    """The program's iterate; with progress, in chunks of about a second."""
     if not progress:
-        settings = _settings(problem, tolerance, max_iterations)
-        return _solve(method, problem, iterate, settings)
-    report, count, done = reporter(progress), 1, 0
+        return program(problem, iterate, _settings(problem, tolerance, max_iterations))
+    report, count, done = reporter(progress), 1, int(iterate.iterations)
     while True:
         start = time.perf_counter()
         until = min(done + count, max_iterations)
-        iterate = _solve(method, problem, iterate, _settings(problem, tolerance, until))
+        iterate = program(problem, iterate, _settings(problem, tolerance, until))
+        before, done, status = done, int(iterate.iterations), int(iterate.status)
         seconds = time.perf_counter() - start
-        done, status = int(iterate.iterations), int(iterate.status)
         note = f"marginal error {float(iterate.error):.2g}"
-        report(Progress("Sinkhorn", done, max_iterations, count / seconds, None, note))
+        rate = (done - before) / seconds
+        report(Progress("Sinkhorn", done, max_iterations, rate, None, note))
         if status != MAX_ITERATIONS or done >= max_iterations:
             return iterate
-        iterate = iterate._replace(status=jax.device_put(np.asarray(RUNNING, np.int32)))
+        iterate = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
         if seconds < CHUNK_SECONDS / 2:
             count *= 2

@@ -1,0 +1,236 @@
+"""A damped Newton method with conjugate gradients on the semi-dual, for small epsilon and tight
+tolerances."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from driftbridge.runtime.products import product
+from driftbridge.transport.blocked import log_sweep
+from driftbridge.transport.entropic_problem import Problem, exponents, in_blocks, log_weights
+from driftbridge.transport.iterate import (
+    CONVERGED,
+    MAX_ITERATIONS,
+    RUNNING,
+    STALLED,
+    Iterate,
+    Settings,
+)
+
+# First damping, in units of the Hessian's diagonal, and how fast it falls at most.
+DAMPING, LEAST_DAMPING, FALL = 1e-2, 1e-12, 5.0
+# A step refused is tried once more at a quarter; each refusal multiplies the damping by four.
+SHRINK, TRIALS = 4.0, 2
+# Share of the predicted increase of the semi-dual that a step must attain.
+ACCEPTED = 1e-3
+# Products of one solve.
+MOST_PRODUCTS = 500
+# Steps in which the least error must fall by a twentieth.
+PATIENCE = 12
+
+
+class Columns(NamedTuple):
+    """The plan of `g` whose rows are exact: its column sums `c` and `error = sum |c - b|`."""
+
+    g: Float[Array, " m"]
+    f: Float[Array, " n"]
+    c: Float[Array, " m"]
+    error: Float[Array, ""]
+
+
+class Solve(NamedTuple):
+    """State of the conjugate gradients."""
+
+    solution: Float[Array, " m"]
+    residual: Float[Array, " m"]
+    direction: Float[Array, " m"]
+    rho: Float[Array, ""]
+    count: Int[Array, ""]
+
+
+class Trial(NamedTuple):
+    """A step of a given size and the share of the predicted increase that it attains."""
+
+    size: Float[Array, ""]
+    g: Float[Array, " m"]
+    c: Float[Array, " m"]
+    share: Float[Array, ""]
+    count: Int[Array, ""]
+
+
+class Newton(NamedTuple):
+    """State of the method."""
+
+    at: Columns
+    best: Columns
+    damping: Float[Array, ""]
+    count: Int[Array, ""]
+    idle: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+def finish(problem: Problem, start: Iterate, settings: Settings, stored: bool) -> Iterate:
+    """Maximise the semi-dual `sum_i a_i f_i(g) + sum_j b_j g_j` from `start`, `f` the softmin.
+
+    Its gradient is `b - c`, `c` the column sums of the plan with exact rows, and its Hessian
+    `-(diag c - W^T diag(a) W) / epsilon`, `W` the conditional law of columns given rows. A step
+    solves `((1 + damping) diag c - W^T diag(a) W) dg = epsilon (b - c)` by conjugate gradients
+    preconditioned with `diag c`; a large damping gives a short step of Sinkhorn's own direction.
+    The damping follows the share of the predicted increase that was attained, and one of
+    Sinkhorn's iterations follows each step, which mends single columns far off.
+
+    Every sweep over the matrix counts as an iteration: products, trials, rebuilt kernels.
+
+    Nielsen (1999), Damping parameter in Marquardt's method, eq. (2.5).
+    """
+    a, b, epsilon = problem.a, problem.b, problem.epsilon
+    has_mass = b > 0
+
+    def newton_step(state: Newton) -> Newton:
+        at, damping = state.at, state.damping
+        most = jnp.minimum(settings.max_iterations - state.count, MOST_PRODUCTS)
+        smooth = _smoothing(problem, at, stored)
+        solve = _solve(b, at, damping, epsilon, smooth, most)
+        direction = solve.solution
+        slope = jnp.sum((b - at.c) * direction)
+        curvature = slope - damping * jnp.sum(at.c * direction**2) / epsilon
+
+        def goes_on(trial: Trial):
+            return ~(trial.share > ACCEPTED) & (trial.count < TRIALS)
+
+        def shorter(trial: Trial) -> Trial:
+            size = jnp.where(trial.count == 0, 1.0, trial.size / SHRINK).astype(a.dtype)
+            new = columns_of(problem, at.g + size * direction)
+            # The trapezoidal rule: differences of the semi-dual itself drown in rounding.
+            gained = size * (slope + jnp.sum((b - new.c) * direction)) / 2
+            predicted = size * slope - size**2 * curvature / 2
+            return Trial(size, new.g, new.c, gained / predicted, trial.count + 1)
+
+        nothing = jnp.zeros_like(epsilon)
+        trial = lax.while_loop(
+            goes_on, shorter, Trial(nothing, at.g, at.c, nothing, jnp.zeros_like(state.count))
+        )
+        accepted = trial.share > ACCEPTED
+        ratio = jnp.where(has_mass & (trial.c > 0), trial.c / jnp.where(has_mass, b, 1), 1)
+        g = jnp.where(accepted, trial.g - epsilon * jnp.log(ratio), at.g)
+        new = lax.cond(accepted, lambda: columns_of(problem, g), lambda: at)
+        refusals = trial.count - accepted
+        eased = damping * jnp.maximum(1 / FALL, 1 - (2 * trial.share - 1) ** 3)
+        damping = jnp.where(refusals > 0, damping * SHRINK**refusals, eased)
+        count = state.count + solve.count + trial.count + accepted + (1 if stored else 0)
+        idle = jnp.where(new.error < 0.95 * state.best.error, 0, state.idle + 1)
+        better = new.error < state.best.error
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), new, state.best)
+        damping = jnp.maximum(damping, LEAST_DAMPING).astype(a.dtype)
+        return Newton(new, best, damping, count, idle, _status(new.error, count, idle, settings))
+
+    at = columns_of(problem, start.g)
+    count = start.iterations + 1
+    zero = jnp.zeros_like(count)
+    damping = jnp.full_like(epsilon, DAMPING)
+    state = Newton(at, at, damping, count, zero, _status(at.error, count, zero, settings))
+    state = lax.while_loop(lambda state: state.status == RUNNING, newton_step, state)
+    best = state.best
+    # Columns without mass took no part; they get the softmin of f.
+    _, extended = log_sweep(problem, best.g, epsilon)
+    return start._replace(
+        f=best.f,
+        g=jnp.where(has_mass, best.g, extended),
+        error=best.error,
+        iterations=state.count,
+        status=state.status,
+        epsilon=epsilon,
+    )
+
+
+def columns_of(problem: Problem, g: Array) -> Columns:
+    """Eliminate `f`: one pass in the log domain."""
+    log_b = log_weights(problem.b)
+
+    def block(c, rows):
+        x, a = rows
+        exponent = exponents(problem.cost, x, jnp.zeros_like(a), problem.y, g, problem.epsilon)
+        exponent = exponent + log_b[None, :]
+        largest = jnp.max(exponent, axis=1)
+        mass = jnp.exp(exponent - largest[:, None])
+        s = jnp.sum(mass, axis=1)
+        return c + product(a / s, mass), largest + jnp.log(s)
+
+    c, log_s = lax.scan(block, jnp.zeros_like(g), in_blocks(problem, problem.x, problem.a))
+    return Columns(g, -problem.epsilon * log_s.reshape(-1), c, jnp.sum(jnp.abs(c - problem.b)))
+
+
+def _smoothing(problem: Problem, at: Columns, stored: bool):
+    """The function `v -> W^T (a (W v))`."""
+    a = problem.a
+    log_b = log_weights(problem.b)
+
+    def conditional(x, f):
+        exponent = exponents(problem.cost, x, f, problem.y, at.g, problem.epsilon)
+        return jnp.exp(exponent + log_b[None, :])
+
+    if stored:
+        W = conditional(problem.x, at.f)
+        return lambda v: product(a * product(W, v), W)
+
+    def apply(v):
+        def block(total, rows):
+            x, f, a = rows
+            W = conditional(x, f)
+            return total + product(a * product(W, v), W), None
+
+        return lax.scan(block, jnp.zeros_like(v), in_blocks(problem, problem.x, at.f, a))[0]
+
+    return apply
+
+
+def _solve(b, at: Columns, damping, epsilon, smooth, most) -> Solve:
+    """Conjugate gradients, to the accuracy that keeps Newton's method superlinear.
+
+    Dembo, Eisenstat and Steihaug (1982), theorem 3.3, with the square root of the error.
+    """
+    c = at.c
+    inverse = jnp.where(c > 0, 1 / jnp.where(c > 0, c, 1), 0)
+
+    def preconditioned(r):
+        z = inverse * r
+        # The Hessian's kernel is the constants.
+        return jnp.where(c > 0, z - jnp.sum(c * z) / jnp.sum(c), 0)
+
+    def iterate(solve: Solve) -> Solve:
+        p = solve.direction
+        Hp = (1 + damping) * c * p - smooth(p)
+        curvature = jnp.sum(p * Hp)
+        positive = curvature > 0
+        alpha = jnp.where(positive, solve.rho / jnp.where(positive, curvature, 1), 0)
+        residual = solve.residual - alpha * Hp
+        z = preconditioned(residual)
+        rho = jnp.sum(residual * z)
+        # A curvature that is not positive is rounding: the solve ends with what it has.
+        return Solve(
+            solve.solution + alpha * p,
+            residual,
+            z + rho / solve.rho * p,
+            jnp.where(positive, rho, 0),
+            solve.count + 1,
+        )
+
+    target = epsilon * (b - c)
+    z = preconditioned(target)
+    rho = jnp.sum(target * z)
+    enough = jnp.minimum(0.01, at.error) * rho
+    zero = jnp.zeros_like(most)
+    return lax.while_loop(
+        lambda solve: (solve.rho > enough) & (solve.count < most),
+        iterate,
+        Solve(jnp.zeros_like(target), target, z, rho, zero),
+    )
+
+
+def _status(error, count, idle, settings: Settings) -> Array:
+    unfinished = jnp.where(count >= settings.max_iterations, MAX_ITERATIONS, RUNNING)
+    running = jnp.where(idle >= PATIENCE, STALLED, unfinished)
+    return jnp.where(error <= settings.tolerance, CONVERGED, running).astype(jnp.int32)
