@@ -48,11 +48,17 @@ def probabilities(
 def mean_probabilities(
     scores: Float[Array, "m n"], epsilon: Float[Array, ""], is_hard: bool
 ) -> Float[Array, " n"]:
-    """The mean of `probabilities` over rows: the masses that the points get."""
+    """The mean of `probabilities` over rows: the masses that the points get.
+
+    Points that tie, such as one that occurs twice, share the mass between them.
+    """
+    largest = jnp.max(scores, axis=1)[:, None]
     if is_hard:
-        masses = jnp.zeros(scores.shape[1], scores.dtype)
-        return masses.at[jnp.argmax(scores, axis=1)].add(1 / scores.shape[0])
-    return jnp.mean(probabilities(scores, epsilon, False), axis=0)
+        shares = (scores == largest).astype(scores.dtype)
+    else:
+        shares = jnp.exp((scores - largest) / epsilon)
+    # One pass to normalise and sum.
+    return product(1 / (jnp.sum(shares, axis=1) * scores.shape[0]), shares)
 
 
 def soft_maximum(

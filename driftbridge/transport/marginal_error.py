@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from driftbridge.transport.base import as_dtype
 from driftbridge.transport.laguerre import mean_probabilities, scores_of, soft_maximum
 
 # Independent groups of draws, whose differences give standard errors.
@@ -56,7 +57,7 @@ def marginal_error(
     wanted = np.clip(8 * np.sqrt(2 * size) / tolerance, LEAST_DRAWS, MOST_DRAWS)
     rows = max(1, min(int(wanted) // GROUPS, BLOCK // size))
     blocks = -(-int(wanted) // (GROUPS * rows))
-    values = jnp.asarray(epsilon, problem.points.dtype)
+    values = as_dtype(epsilon, problem.points.dtype)
     masses, duals = _groups(problem, g, values, key, rows, blocks, epsilon == 0)
     return _summary(
         np.asarray(masses, np.float64), np.asarray(duals, np.float64),

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.products import product
+from driftbridge.runtime.threefry import fold_in
+from driftbridge.transport.base import as_dtype
 from driftbridge.transport.laguerre import mean_probabilities, probabilities, scores_of
 from driftbridge.transport.marginal_error import MarginalError, marginal_error
 from driftbridge.transport.padding import bucket, padded
@@ -183,22 +185,30 @@ def semidiscrete(
     centre = weights @ table.astype(np.float64)
     size = bucket(len(table))
     points = padded((table - centre).astype(like.dtype), size)
-    masses = jnp.asarray(padded(weights, size), like.dtype)
-    centre = jnp.asarray(centre, like.dtype)
-    problem = _Problem(draw, centre, jnp.asarray(points), masses)
+    problem = _Problem(
+        draw,
+        as_dtype(centre, like.dtype),
+        jnp.asarray(points),
+        as_dtype(padded(weights, size), like.dtype),
+    )
     batch = batch_size or _batch(size)
-    steps_key, checks_key, pilot_key = jax.random.split(as_key(key), 3)
+    steps_key, checks_key, pilot_key = (fold_in(as_key(key), number) for number in range(3))
     schedule = _schedule(problem, weights, points, pilot_key, epsilon, batch, max_iterations)
     ascent = _ascend(
         problem, schedule, steps_key, checks_key, epsilon, tolerance, max_iterations, batch
     )
     g, iterations, status, history, error = ascent
+    potential = np.asarray(g, np.float64) - weights @ np.asarray(g, np.float64)[: len(weights)]
+    seconds = time.perf_counter() - start
     return SemidiscretePlan(
-        problem.points, centre, masses, g - jnp.sum(masses * g),
-        jnp.asarray(epsilon, like.dtype), epsilon == 0,
-        Solve(len(table), status, iterations, batch, tuple(history), error,
-              time.perf_counter() - start),
-    )  # fmt: skip
+        problem.points,
+        problem.centre,
+        problem.weights,
+        as_dtype(potential, like.dtype),
+        as_dtype(epsilon, like.dtype),
+        epsilon == 0,
+        Solve(len(table), status, iterations, batch, tuple(history), error, seconds),
+    )
 
 
 class _Problem(eqx.Module):
@@ -253,7 +263,7 @@ def _batch(size: int) -> int:
 
 
 def _schedule(problem, weights, points, key, epsilon, batch, max_iterations) -> _Schedule:
-    x = np.asarray(problem.draw(key, PILOT), np.float64)
+    x = np.asarray(_pilot(problem, key), np.float64)
     y = np.asarray(points[: len(weights)], np.float64)
     mean_cost = (np.mean(np.sum(x**2, axis=1)) + weights @ np.sum(y**2, axis=1)) / 2
     last = min(max(epsilon, spacing(y) / 4), max(mean_cost, epsilon))
@@ -282,14 +292,14 @@ def spacing(y: Float[np.ndarray, "n dim"]) -> float:
 def _ascend(problem, schedule, key, checks_key, epsilon, tolerance, max_iterations, batch):
     """Chunks of steps until a check and a second look agree that the tolerance is met."""
     size, dtype = problem.points.shape[0], problem.points.dtype
-    g = average = jnp.zeros(size, dtype)
+    g = average = jnp.asarray(np.zeros(size, dtype))
     history, t, next_check, checks = [], 0, schedule.annealing + 5 * CHUNK, 0
     wanted = epsilon == 0
     while True:
         hard = wanted and t >= schedule.annealing
         times = np.arange(t, t + CHUNK)
         rows = (schedule.epsilon(times), schedule.step(times), schedule.averaging(times))
-        rows = jnp.asarray(np.stack(rows, axis=1), dtype)
+        rows = as_dtype(np.stack(rows, axis=1), dtype)
         g, average = _steps(problem, g, average, key, times.astype(np.int32), rows, batch, hard)
         t += CHUNK
         last = t + CHUNK > max_iterations
@@ -298,7 +308,7 @@ def _ascend(problem, schedule, key, checks_key, epsilon, tolerance, max_iteratio
         next_check, status = int(t + max(5 * CHUNK, t // 2)), "max_iterations"
 
         def look(number, average=average):
-            k = jax.random.fold_in(checks_key, number)
+            k = fold_in(checks_key, number)
             return marginal_error(problem, average, epsilon, tolerance, k)
 
         found = look(2 * checks)
@@ -312,6 +322,11 @@ def _ascend(problem, schedule, key, checks_key, epsilon, tolerance, max_iteratio
             if last or status == "converged":
                 return average, t, status, history, error
         checks += 1
+
+
+@eqx.filter_jit
+def _pilot(problem: _Problem, key: Key[Array, ""]) -> Float[Array, "m dim"]:
+    return problem.draw(key, PILOT)
 
 
 @eqx.filter_jit
