@@ -53,18 +53,16 @@ def off_diagonal_forms(
     # Distances come from products of positions: centring keeps their digits.
     centred = (points - points.mean(0, dtype=np.float64)).astype(dtype)
     sums = _block_sums(
-        jnp.asarray(padded(centred, size)),
-        jnp.asarray(padded(weights.astype(dtype), size)),
-        jnp.asarray(np.asarray(bandwidth, dtype)),
+        padded(centred, size),
+        padded(weights.astype(dtype), size),
+        np.asarray(bandwidth, dtype),
         kernel=kernel,
     )
     return np.asarray(sums, np.float64).sum(0)
 
 
 @partial(jax.jit, static_argnames="kernel")
-def _block_sums(
-    z: Float[Array, "n dim"], weights: Float[Array, "n vectors"], bandwidth, *, kernel: str
-) -> Float[Array, "pairs vectors"]:
+def _block_sums(z, weights, bandwidth, *, kernel: str) -> Float[Array, "pairs vectors"]:
     n, dim = z.shape
     block = gcd(n, BLOCK)
     blocks = n // block
@@ -77,7 +75,7 @@ def _block_sums(
         values = jnp.where((i == j) & jnp.eye(block, dtype=bool), 0, values)
         return jnp.where(i == j, 1, 2) * jnp.sum(weights[i] * product(values, weights[j]), axis=0)
 
-    return lax.map(pair, (jnp.asarray(first), jnp.asarray(second)))
+    return lax.map(pair, (first, second))
 
 
 def squared_distances(x: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Array, "n m"]:

@@ -59,7 +59,9 @@ def directions(
     if num_projections < 1:
         raise ValueError(f"num_projections must be at least 1; got {num_projections}.")
     sets = -(-num_projections // dim)
-    normal = np.asarray(jax.random.normal(as_key(key), (sets, dim, dim)), np.float64)
+    # Drawn on the host, where a new dimension compiles nothing.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(as_key(key))))
+    normal = rng.normal(size=(sets, dim, dim))
     q, r = np.linalg.qr(normal)
     # The signs of the diagonal make the orthogonal matrices uniform (Mezzadri 2007).
     q = q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]

@@ -25,7 +25,7 @@ DISTANCES = {
     "wasserstein": (wasserstein, 1.0),
     "wasserstein_1": (lambda x, y, **w: wasserstein(x, y, 1, **w), 1.0),
     "wasserstein_3": (lambda x, y, **w: wasserstein(x, y, 3, **w), 1.0),
-    "sliced": (sliced_wasserstein, 1.0),
+    "sliced": (lambda x, y, **w: sliced_wasserstein(x, y, num_projections=12, **w), 1.0),
     "gaussian": (gaussian_wasserstein, 1.0),
     "energy": (energy_distance, 0.5),
     "mmd": (mmd, 0.0),
@@ -123,22 +123,20 @@ def test_a_translation_costs_its_length(p):
     np.testing.assert_allclose(sliced, length / np.sqrt(3), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_translations_leave_the_entropic_bias(x64):
     # OT_eps(x, x + s) = OT_eps(x, x) + |s|^2 / 2, so the divergence is exact at any epsilon.
-    x, _, a, _ = samples()
+    x, _, a, _ = samples(16)
     shift = np.array([0.3, -1.2, 2.0])
     found = sinkhorn_divergence(x, x + shift, 0.7, a=a, b=a, tolerance=1e-9)
     assert found.converged
     # The dual is off by the square of the marginal error, if that.
-    np.testing.assert_allclose(found.distance, np.linalg.norm(shift), rtol=1e-8)
-    assert found.lower <= np.linalg.norm(shift) * (1 + 1e-12)
-    assert found.upper >= np.linalg.norm(shift) * (1 - 1e-12)
-
-
-def test_the_divergence_of_point_masses_is_their_distance(x64):
-    x, y = np.zeros((1, 2)), np.array([[3.0, 4.0]])
-    found = sinkhorn_divergence(x, y, 0.1)
-    np.testing.assert_allclose([found.distance, found.lower, found.upper], 5, rtol=1e-12)
+    length = np.linalg.norm(shift)
+    np.testing.assert_allclose(found.distance, length, rtol=1e-8)
+    assert found.lower <= length * (1 + 1e-12) and found.upper >= length * (1 - 1e-12)
+    # Of point masses it is their distance.
+    found = sinkhorn_divergence(x[:1], x[:1] + shift, 0.1)
+    np.testing.assert_allclose([found.distance, found.lower, found.upper], length, rtol=1e-12)
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])
@@ -178,7 +176,7 @@ def test_sliced_directions_are_uniform(x64):
     # SW_2^2 of two point masses is |s|^2 E u_1^2 = |s|^2 / dim; of order 1, |s| E|u_1|.
     shift, dim = np.array([[2.0, 0, 0, 0, 0]]), 5
     runs = [
-        sliced_wasserstein(np.zeros((1, dim)), shift, key=key, num_projections=50, p=1)
+        sliced_wasserstein(np.zeros((1, dim)), shift, key=key, num_projections=10, p=1)
         for key in range(40)
     ]
     mean = 2 * stats.beta(0.5, (dim - 1) / 2).expect(np.sqrt)
