@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Key
-from scipy import stats
 
 from driftbridge.runtime.keys import as_key
 from driftbridge.transport.measures import two_samples
@@ -71,6 +70,8 @@ def classifier_two_sample_test(
 
     Lopez-Paz and Oquab (2017), arXiv 1610.06545, section 3.
     """
+    from scipy.stats import hypergeom
+
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie in (0, 1); got {held_out}.")
     source, target = (sample.points for sample in two_samples(x, y, least=4))
@@ -97,7 +98,7 @@ def classifier_two_sample_test(
     count = int(named_x.sum() + named_y.sum())
     return ClassifierTest(
         accuracy=(right[0] / sizes[0] + right[1] / sizes[1]) / 2,
-        p_value=float(stats.hypergeom.sf(right[0] - 1, sum(sizes), sizes[0], count)),
+        p_value=float(hypergeom.sf(right[0] - 1, sum(sizes), sizes[0], count)),
         right=right,
         held_out=sizes,
         classifier=name,
