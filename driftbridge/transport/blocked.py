@@ -66,7 +66,7 @@ def iterate_blocked(problem: Problem, start: Iterate, settings: Settings, always
 
     def step(iterate: Iterate) -> Iterate:
         s, t = sweep(problem, iterate.f, iterate.g, iterate.epsilon)
-        fine = _in_range(s) & _in_range(t)
+        fine = in_range(s) & in_range(t)
         error = jnp.sum(problem.a * jnp.abs(s - 1))
         known = judged(iterate._replace(error=error), problem.epsilon, settings, jnp.int32(1))
         ended = known.status == 1
@@ -105,5 +105,6 @@ def iterate_blocked(problem: Problem, start: Iterate, settings: Settings, always
     return lax.while_loop(lambda iterate: iterate.status == RUNNING, body, start)
 
 
-def _in_range(sums: Float[Array, " n"]) -> Array:
+def in_range(sums: Float[Array, " n"]) -> Array:
+    """Whether all sums have their digits."""
     return jnp.all((sums > LEAST) & (sums < 1 / LEAST))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from driftbridge.runtime.products import product
 from driftbridge.transport.costs import cost_matrix
-from driftbridge.transport.entropic_problem import Problem, exponents, in_blocks
+from driftbridge.transport.entropic_problem import LOG_ZERO, Problem, exponents, in_blocks
 
 
 class Certificate(NamedTuple):
@@ -56,6 +56,8 @@ def lower_bound(problem: Problem, f: Array, g: Array) -> Float[Array, ""]:
 def rounded_cost(problem: Problem, f: Array, g: Array) -> Float[Array, ""]:
     """Cost of the plan of `f` and `g` rounded to feasibility."""
     a, b, epsilon = problem.a, problem.b, problem.epsilon
+
+    g = jnp.where(b > 0, g, LOG_ZERO)
 
     def density(x, f):
         return jnp.exp(exponents(problem.cost, x, f, problem.y, g, epsilon))

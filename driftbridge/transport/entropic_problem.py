@@ -101,12 +101,6 @@ def _some(points: Array, weights: Array) -> tuple[Array, Array]:
     return points[rows], jnp.ones_like(levels)
 
 
-def balanced(f: Array, g: Array, a: Array, b: Array) -> tuple[Array, Array]:
-    """The same plan with `sum a f = sum b g`: symmetric problems get equal potentials."""
-    shift = (jnp.sum(b * g) - jnp.sum(a * f)) / 2
-    return f + shift, g - shift
-
-
 def logsumexp_rows(exponent: Float[Array, "block m"]) -> Float[Array, " block"]:
     """`log sum_j exp` with the largest exponent taken out."""
     largest = jnp.max(exponent, axis=1)

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 RUNNING, CONVERGED, STALLED, MAX_ITERATIONS = 0, 1, 2, 3
@@ -46,11 +48,12 @@ class Iterate(NamedTuple):
     needs_log: Bool[Array, ""]
 
 
-def first(f: Array, g: Array, epsilon: Array) -> Iterate:
-    """The start of an iteration at potentials `f`, `g`."""
-    infinite = jnp.full_like(epsilon, jnp.inf)
-    zero = jnp.zeros_like(epsilon, jnp.int32)
-    return Iterate(f, g, epsilon, infinite, infinite, infinite, zero, zero, zero, zero == 0)
+def first(f: Array, g: Array, epsilon: np.ndarray, needs_log: bool) -> Iterate:
+    """The start of an iteration at potentials `f`, `g`, made where nothing compiles."""
+    infinite = np.full_like(epsilon, np.inf)
+    zero = np.zeros((), np.int32)
+    numbers = (epsilon, infinite, infinite, infinite, zero, zero, zero, np.bool_(needs_log))
+    return Iterate(f, g, *(jax.device_put(number) for number in numbers))
 
 
 def stage_tolerance(iterate: Iterate, epsilon: Array, settings: Settings) -> Array:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from driftbridge.runtime.products import product
 from driftbridge.transport.entropic_problem import (
+    LOG_ZERO,
     Problem,
     exponents,
     in_blocks,
@@ -19,6 +20,8 @@ from driftbridge.transport.entropic_problem import (
 
 
 def _density(problem: Problem, x, f, g):
+    # A column without mass has no density, whatever its potential: zero times infinity is no zero.
+    g = jnp.where(problem.b > 0, g, LOG_ZERO)
     return jnp.exp(exponents(problem.cost, x, f, problem.y, g, problem.epsilon))
 
 

@@ -7,9 +7,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from driftbridge.runtime.products import product
-from driftbridge.transport.blocked import LEAST
+from driftbridge.transport.blocked import in_range, log_sweep
 from driftbridge.transport.costs import cost_matrix
-from driftbridge.transport.entropic_problem import Problem, log_weights, logsumexp_rows
+from driftbridge.transport.entropic_problem import Problem, log_weights
 from driftbridge.transport.iterate import RUNNING, Iterate, Settings, judged, stage_tolerance
 
 # Products between two evaluations of the kernel, which costs about as much as five of them.
@@ -17,7 +17,7 @@ ABSORB_EVERY = 10
 
 
 class Scalings(NamedTuple):
-    """`diag(u) K diag(v)`, with `s = K (b v)` and its row error."""
+    """The plan `a_i u_i K_ij v_j`, with `s = K v` and the error of its rows."""
 
     u: Float[Array, " n"]
     v: Float[Array, " m"]
@@ -30,57 +30,57 @@ class Scalings(NamedTuple):
 def iterate_stored(problem: Problem, start: Iterate, settings: Settings) -> Iterate:
     """Iterate until the status changes, with the kernel stored and rebuilt every ten iterations.
 
+    The kernel holds the weights `b`, and its rows are scaled to a largest entry of one, so that row
+    sums neither overflow nor vanish. A column sum that vanishes calls for an iteration in the log
+    domain.
+
     Schmitzer (2019), arXiv 1610.06519, section 3.1 (absorption); there the kernel is rebuilt when
     the scalings leave a range, here after a count too, as float32 loses digits with their size.
     """
     a, b = problem.a, problem.b
+    has_mass = b > 0
     costs = cost_matrix(problem.cost, problem.x, problem.y)
-    log_a, log_b = log_weights(a), log_weights(b)
-
-    def log_step(iterate: Iterate) -> tuple[Array, Array]:
-        epsilon = iterate.epsilon
-        f = -epsilon * logsumexp_rows((iterate.g[None, :] - costs) / epsilon + log_b[None, :])
-        g = -epsilon * logsumexp_rows(((f[:, None] - costs) / epsilon + log_a[:, None]).T)
-        return f, g
+    log_b = log_weights(b)
 
     def body(iterate: Iterate) -> Iterate:
         epsilon = iterate.epsilon
-        f, g = lax.cond(iterate.needs_log, log_step, lambda i: (i.f, i.g), iterate)
         logs = iterate.needs_log.astype(jnp.int32)
-        density = jnp.exp((f[:, None] + g[None, :] - costs) / epsilon)
+        g = lax.cond(
+            iterate.needs_log,
+            lambda iterate: log_sweep(problem, iterate.g, epsilon)[1],
+            lambda iterate: iterate.g,
+            iterate,
+        )
+        right = g / epsilon + log_b
+        largest = jnp.max(right[None, :] - costs / epsilon, axis=1)
+        kernel = jnp.exp(right[None, :] - costs / epsilon - largest[:, None])
         tolerance = stage_tolerance(iterate, problem.epsilon, settings)
         left = jnp.minimum(settings.max_iterations - iterate.iterations - logs, ABSORB_EVERY)
 
         def goes_on(at: Scalings):
-            return (
-                at.fine & (at.count < left) & ((at.error > tolerance) | (settings.tolerance == 0))
-            )
+            unfinished = (at.error > tolerance) | (settings.tolerance == 0)
+            return at.fine & (at.count < left) & unfinished
 
         def scale(at: Scalings) -> Scalings:
             u = 1 / at.s
-            t = product(a * u, density)
-            v = 1 / t
-            s = product(density, b * v)
+            t = product(a * u, kernel)
+            ratio = jnp.where(has_mass, t / jnp.where(has_mass, b, 1), 1)
+            v = 1 / ratio
+            s = product(kernel, v)
             error = jnp.sum(a * jnp.abs(u * s - 1))
-            return Scalings(u, v, s, error, at.count + 1, _in_range(t) & _in_range(s))
+            return Scalings(u, v, s, error, at.count + 1, in_range(ratio) & in_range(s))
 
-        s = product(density, b)
-        error = jnp.sum(a * jnp.abs(s - 1))
-        at = Scalings(
-            jnp.ones_like(f), jnp.ones_like(g), s, error, jnp.zeros_like(logs), _in_range(s)
-        )
+        ones = jnp.ones_like(g)
+        s = product(kernel, ones)
+        infinite = jnp.full_like(epsilon, jnp.inf)
+        at = Scalings(1 / s, ones, s, infinite, jnp.zeros_like(logs), in_range(s))
         at = lax.while_loop(goes_on, scale, at)
-        fine = at.fine
         moved = iterate._replace(
-            f=jnp.where(fine, f + epsilon * jnp.log(at.u), f),
-            g=jnp.where(fine, g + epsilon * jnp.log(at.v), g),
-            error=jnp.where(fine, at.error, jnp.inf).astype(f.dtype),
-            needs_log=~fine,
+            f=jnp.where(at.fine, epsilon * (jnp.log(at.u) - largest), iterate.f),
+            g=jnp.where(at.fine, g + epsilon * jnp.log(at.v), g),
+            error=jnp.where(at.fine, at.error, infinite),
         )
-        return judged(moved, problem.epsilon, settings, at.count + logs)
+        known = judged(moved, problem.epsilon, settings, at.count + logs)
+        return known._replace(needs_log=~at.fine)
 
     return lax.while_loop(lambda iterate: iterate.status == RUNNING, body, start)
-
-
-def _in_range(sums: Float[Array, " n"]) -> Array:
-    return jnp.all((sums > LEAST) & (sums < 1 / LEAST))

@@ -14,7 +14,7 @@ from driftbridge.transport import plan_products
 from driftbridge.transport.blocked import iterate_blocked
 from driftbridge.transport.costs import Cost
 from driftbridge.transport.entropic_plan import Account, EntropicPlan
-from driftbridge.transport.entropic_problem import Problem, balanced, mean_cost
+from driftbridge.transport.entropic_problem import Problem, mean_cost
 from driftbridge.transport.iterate import (
     CONVERGED,
     MAX_ITERATIONS,
@@ -37,6 +37,8 @@ ANNEAL_BELOW, ANNEAL_FROM = 0.02, 0.25
 STORED, STORED_SMALL = 2048**2, 6144**2
 # Below this tolerance a Newton finish is faster than scaling.
 TIGHT = 1e-4
+# Share of the tolerance that rounding may take without a measurement of the error.
+ROUNDING = 0.02
 # Share of the tolerance aimed at where rounding has used up the rest.
 AIM = 0.7
 # A chunk between two reports of progress takes about this long.
@@ -90,26 +92,27 @@ def sinkhorn(
     mean = float(_mean_cost(problem))
     chosen = _choose(method, problem, mean, float(tolerance))
     if init is None:
-        f, g = (jnp.asarray(np.zeros(len(w), w.dtype)) for w in (problem.a, problem.b))
+        f, g = (jax.device_put(np.zeros(len(w), w.dtype)) for w in (problem.a, problem.b))
         anneals = float(epsilon) < ANNEAL_BELOW * mean
         start = max(ANNEAL_FROM * mean, float(epsilon)) if anneals else float(epsilon)
     else:
         f, g = _potentials_of(init, problem, points, centres)
         start = float(epsilon)
-    iterate = first(f, g, jnp.asarray(np.asarray(start, problem.x.dtype)))
-    iterate, error = _to_tolerance(
+    # Scaling meets any start; blocks need potentials that fit the costs.
+    iterate = first(f, g, np.asarray(start, problem.x.dtype), needs_log=not chosen.stored)
+    f, g, error, iterations, status = _to_tolerance(
         chosen, problem, iterate, float(tolerance), int(max_iterations), progress
     )
     return EntropicPlan(
-        x=jnp.asarray(points[0]),
-        y=jnp.asarray(points[1]),
+        x=jax.device_put(points[0]),
+        y=jax.device_put(points[1]),
         problem=problem,
-        centred_f=iterate.f,
-        centred_g=iterate.g,
+        centred_f=f,
+        centred_g=g,
         centres=centres,
         error=error,
-        num_iterations=iterate.iterations,
-        code=iterate.status,
+        num_iterations=iterations,
+        code=jax.device_put(np.int32(status)),
         account=Account(chosen.method, chosen.reason),
     )
 
@@ -234,32 +237,56 @@ _finish = jax.jit(finish, static_argnames="stored")
 
 
 @jax.jit
-def _measured(problem: Problem, iterate: Iterate) -> tuple[Iterate, Array]:
-    f, g = balanced(iterate.f, iterate.g, problem.a, problem.b)
+def _measured(problem: Problem, f: Array, g: Array) -> Array:
     rows, columns = plan_products.marginals(problem, f, g)
     errors = jnp.sum(jnp.abs(rows - problem.a)), jnp.sum(jnp.abs(columns - problem.b))
-    return iterate._replace(f=f, g=g), jnp.maximum(*errors)
+    return jnp.maximum(*errors)
+
+
+_extended = jax.jit(lambda problem, f: plan_products.softmin(problem.transposed(), f))
+
+
+def _settled(problem: Problem, iterate: Iterate) -> tuple[Array, Array]:
+    """The potentials with `sum a f = sum b g`, so that a symmetric problem has equal ones.
+
+    Columns without mass, which a kernel with weights leaves out, get the softmin of `f`.
+    """
+    a, b = np.asarray(problem.a, np.float64), np.asarray(problem.b, np.float64)
+    f, g = np.asarray(iterate.f, np.float64), np.asarray(iterate.g, np.float64)
+    if np.any(b[: int(np.flatnonzero(b)[-1])] == 0):
+        g = np.where(b > 0, g, np.asarray(_extended(problem, iterate.f)))
+    shift = (np.sum(b * g) - np.sum(a * f)) / 2
+    dtype = problem.x.dtype
+    return jax.device_put((f + shift).astype(dtype)), jax.device_put((g - shift).astype(dtype))
 
 
 def _to_tolerance(choice: Choice, problem, iterate, tolerance, max_iterations, progress):
-    """Iterate, and measure what was reached on the potentials that are returned."""
-    iterate = _run(choice, problem, iterate, tolerance, max_iterations, progress)
-    iterate, error = _measured(problem, iterate)
-    if int(iterate.status) != CONVERGED or float(error) <= tolerance:
-        return iterate, error
-    # Rounding of the potentials has added to the error of the iteration: aim lower, once.
-    again = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
-    iterate = _run(choice, problem, again, AIM * tolerance, max_iterations, progress)
-    iterate, error = _measured(problem, iterate)
-    if int(iterate.status) == CONVERGED and float(error) > tolerance:
-        iterate = iterate._replace(status=jax.device_put(np.int32(STALLED)))
-    return iterate, error
+    """Potentials, their error, iterations and status; iterated to the tolerance if that can be."""
+    aim = tolerance
+    while True:
+        iterate = _run(choice, problem, iterate, aim, max_iterations, progress)
+        f, g = _settled(problem, iterate)
+        status = int(iterate.status)
+        # Each potential is rounded to this share of epsilon.
+        largest = max(float(np.max(np.abs(f))), float(np.max(np.abs(g))))
+        rounding = 4 * float(np.finfo(f.dtype).eps) * largest / float(problem.epsilon)
+        is_known = status == CONVERGED and rounding < ROUNDING * tolerance
+        error = iterate.error if is_known else _measured(problem, f, g)
+        if status != CONVERGED or float(error) <= tolerance:
+            break
+        if aim < tolerance:
+            status = STALLED
+            break
+        # Rounding of the potentials has added to the error of the iteration: aim lower, once.
+        aim = AIM * tolerance
+        iterate = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
+    return f, g, error, iterate.iterations, status
 
 
 def _settings(problem: Problem, tolerance: float, max_iterations: int) -> Settings:
     return Settings(
-        jnp.asarray(np.asarray(tolerance, problem.x.dtype)),
-        jnp.asarray(np.asarray(max_iterations, np.int32)),
+        jax.device_put(np.asarray(tolerance, problem.x.dtype)),
+        jax.device_put(np.asarray(max_iterations, np.int32)),
     )
 
 
