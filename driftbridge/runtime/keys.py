@@ -52,3 +52,8 @@ def chain_keys(
 ) -> Key[Array, " chains"]:
     """One key for each chain number, the same whatever other chains there are."""
     return fold_in(key, chains)
+
+
+def host_generator(key: Key[Array, ""]) -> np.random.Generator:
+    """NumPy's generator for work on the host, seeded by a key."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())

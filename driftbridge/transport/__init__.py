@@ -16,4 +16,5 @@ from driftbridge.transport.exact import optimal_coupling as optimal_coupling
 from driftbridge.transport.fit import fit_map as fit_map
 from driftbridge.transport.progressive import Progressive as Progressive
 from driftbridge.transport.saved import MapFileError as MapFileError
+from driftbridge.transport.selection import Selected as Selected
 from driftbridge.transport.sinkhorn import sinkhorn as sinkhorn

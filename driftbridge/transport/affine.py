@@ -110,8 +110,9 @@ class Affine(Method):
         first, second = moments(source), moments(target)
         matrix = bures(first.covariance, second.covariance).matrix
         values, vectors = np.linalg.eigh(matrix)
-        values = np.maximum(values, np.finfo(np.float64).tiny)
         dtype = source.points.dtype
+        # A direction that the map takes to a point has no inverse; a float32 of its slope has one.
+        values = np.maximum(values, float(np.finfo(dtype).eps) * values[-1])
         return AffineMap(
             Fit(self.name, seconds=time.perf_counter() - start),
             as_dtype(first.mean, dtype),

@@ -76,5 +76,8 @@ def inverse_gradient(
     _, x, error, _, _ = lax.while_loop(
         lambda c: (c[0] < MOST_STEPS) & c[4], step, (0, start, error, residual, jnp.array(True))
     )
-    reached = error <= (1e3 * eps * scale) ** 2 * x.shape[1]
+    # Rounding of x by eps |x| moves its image by as much times the slope.
+    slope = jnp.sqrt(jnp.sum(hessian(x) ** 2, axis=(1, 2)))
+    rounding = eps * (scale + slope * jnp.max(jnp.abs(x), axis=1))
+    reached = error <= (100 * rounding) ** 2 * x.shape[1]
     return jnp.where(reached[:, None], x, jnp.nan)

@@ -4,19 +4,19 @@ import dataclasses
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.affine import Affine, moments
 from driftbridge.transport.base import Method, TransportMap
 from driftbridge.transport.entropic import Corrected, Debiased, Entropic
 from driftbridge.transport.points import POINTS_PER_DIM, Pair, Sample, pair_of
 from driftbridge.transport.progressive import Progressive
+from driftbridge.transport.selection import Selected
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Affine, Corrected, Entropic, Debiased, Progressive)
+    method.name: method for method in (Affine, Corrected, Entropic, Debiased, Progressive, Selected)
 }
 AUTO = "auto"
 # A correlation matrix of this condition number, or worse, has directions without data: columns
@@ -41,9 +41,10 @@ def fit_map(
 
     - `x`, `y`: samples of source and target, arrays `(n, dim)` and `(m, dim)` or data frames with
       the same columns; the columns are kept.
-    - `method`: a name (`affine`, `corrected`, `entropic`, `debiased`, `progressive`) or a method
-      object such as `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine` where
-      there are fewer than five points a dimension or a covariance is singular, else `corrected`;
+    - `method`: a name (`affine`, `corrected`, `entropic`, `debiased`, `progressive`, `selected`) or
+      a method object such as `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine`
+      where there are fewer than five points a dimension or a covariance is singular, else
+      `selected`: the corrected entropic map at a regularisation that held-out points choose.
       `T.fit.reason` says which and why.
     - `key`: seed or typed key, for methods that draw.
     - `source_weights`, `target_weights`: `(n,)` and `(m,)`, nonnegative with sum 1; equal if None.
@@ -96,7 +97,7 @@ def _choose(method: str | Method, pair: Pair) -> tuple[Method, str, tuple[str, .
     for name, sample in (("source", pair.source), ("target", pair.target)):
         if _is_singular(sample):
             return Affine(), f"the covariance of the {name} is singular", ()
-    return Corrected(), f"{least} points in {dim} dimensions, with regular covariances", ()
+    return Selected(), f"{least} points in {dim} dimensions, with regular covariances", ()
 
 
 def _is_singular(sample: Sample) -> bool:
@@ -113,8 +114,7 @@ def _bounded(
     source: Sample, target: Sample, key: int | Key[Array, ""]
 ) -> tuple[Sample, Sample, tuple[str, ...]]:
     """Random parts of the samples, where they are large, and a sentence that says so."""
-    words = np.asarray(jax.random.key_data(as_key(key))).ravel().tolist()
-    random, messages, parts = np.random.default_rng(words), [], []
+    random, messages, parts = host_generator(as_key(key)), [], []
     for name, sample in (("source", source), ("target", target)):
         n = len(sample.points)
         if n > MOST_POINTS:

@@ -29,6 +29,12 @@ def bucket(n: int) -> int:
     return power * 3 // 4 if power > 16 and n <= power * 3 // 4 else power
 
 
+def below(size: int) -> int:
+    """The bucket below a bucket of at most 4096."""
+    power = 1 << (size.bit_length() - 1)
+    return max(16, power if size > power else power * 3 // 4)
+
+
 def padded(values: np.ndarray, size: int, fill: float = 0.0) -> np.ndarray:
     """`values` with rows of `fill` behind, `size` in all; on the host, where no size compiles."""
     short = size - len(values)
