@@ -48,12 +48,15 @@ class Iterate(NamedTuple):
     needs_log: Bool[Array, ""]
 
 
-def first(f: Array, g: Array, epsilon: np.ndarray, needs_log: bool) -> Iterate:
+def first(f: np.ndarray, g: np.ndarray, epsilon: np.ndarray, needs_log: bool) -> Iterate:
     """The start of an iteration at potentials `f`, `g`, made where nothing compiles."""
     infinite = np.full_like(epsilon, np.inf)
     zero = np.zeros((), np.int32)
-    numbers = (epsilon, infinite, infinite, infinite, zero, zero, zero, np.bool_(needs_log))
-    return Iterate(f, g, *(jax.device_put(number) for number in numbers))
+    return Iterate(
+        *jax.device_put(
+            (f, g, epsilon, infinite, infinite, infinite, zero, zero, zero, np.bool_(needs_log))
+        )
+    )
 
 
 def stage_tolerance(iterate: Iterate, epsilon: Array, settings: Settings) -> Array:

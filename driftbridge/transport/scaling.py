@@ -51,9 +51,10 @@ def iterate_stored(problem: Problem, start: Iterate, settings: Settings) -> Iter
             lambda iterate: iterate.g,
             iterate,
         )
-        right = g / epsilon + log_b
-        largest = jnp.max(right[None, :] - costs / epsilon, axis=1)
-        kernel = jnp.exp(right[None, :] - costs / epsilon - largest[:, None])
+        # The two forms differ so that neither stores the exponents for the other.
+        weighted, inverse = g + epsilon * log_b, 1 / epsilon
+        largest = jnp.max(weighted[None, :] - costs, axis=1) * inverse
+        kernel = jnp.exp((weighted * inverse)[None, :] - costs * inverse - largest[:, None])
         tolerance = stage_tolerance(iterate, problem.epsilon, settings)
         left = jnp.minimum(settings.max_iterations - iterate.iterations - logs, ABSORB_EVERY)
 

@@ -1,0 +1,168 @@
+"""Runs the forms of Sinkhorn's iteration: chooses one, reports progress, measures the result."""
+
+import time
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from driftbridge.runtime.progress import Progress, reporter
+from driftbridge.transport import plan_products
+from driftbridge.transport.blocked import iterate_blocked
+from driftbridge.transport.entropic_problem import Problem
+from driftbridge.transport.iterate import (
+    CONVERGED,
+    MAX_ITERATIONS,
+    RUNNING,
+    STAGE_TOLERANCE,
+    STALLED,
+    Iterate,
+    Settings,
+)
+from driftbridge.transport.newton import finish
+from driftbridge.transport.scaling import iterate_stored
+
+METHODS = ("auto", "stored", "blocked", "log", "newton")
+# Epsilon is annealed below this share of the mean cost.
+ANNEAL_BELOW = 0.02
+# Entries of a matrix that is stored whatever epsilon is, and at small epsilon.
+STORED, STORED_SMALL = 2048**2, 6144**2
+# Below this tolerance a Newton finish is faster than scaling.
+TIGHT = 1e-4
+# Share of the tolerance that rounding may take without a measurement of the error.
+ROUNDING = 0.02
+# Share of the tolerance aimed at where rounding has used up the rest.
+AIM = 0.7
+# A chunk between two reports of progress takes about this long.
+CHUNK_SECONDS = 1.0
+
+
+class Choice(NamedTuple):
+    """A method, whether its matrix is stored, and why."""
+
+    method: str
+    stored: bool
+    reason: str
+
+
+def choose(method: str, problem: Problem, mean: float, tolerance: float) -> Choice:
+    """The form for a problem whose mean cost is `mean`."""
+    entries = len(problem.a) * len(problem.b)
+    share = float(problem.epsilon) / mean if mean > 0 else np.inf
+    is_small = share < ANNEAL_BELOW
+    stored = entries <= (STORED_SMALL if is_small else STORED)
+    if method != "auto":
+        return Choice(method, stored if method == "newton" else method == "stored", "asked for")
+    of_size = f"the matrix has {entries} entries, which {'is' if stored else 'are not'} stored"
+    if tolerance > 0 and is_small:
+        return Choice(
+            "newton",
+            stored,
+            f"epsilon is {share:.2g} of the mean cost, at which scaling is slow; {of_size}",
+        )
+    if 0 < tolerance < TIGHT:
+        return Choice("newton", stored, f"the tolerance is below {TIGHT:g}; {of_size}")
+    return Choice("stored" if stored else "blocked", stored, of_size)
+
+
+@partial(jax.jit, static_argnames="method")
+def _solve(method: str, problem: Problem, start: Iterate, settings: Settings) -> Iterate:
+    if method == "stored":
+        return iterate_stored(problem, start, settings)
+    return iterate_blocked(problem, start, settings, always_log=method == "log")
+
+
+_finish = jax.jit(finish, static_argnames="stored")
+
+
+@jax.jit
+def _measured(problem: Problem, f: Array, g: Array) -> Array:
+    rows, columns = plan_products.marginals(problem, f, g)
+    errors = jnp.sum(jnp.abs(rows - problem.a)), jnp.sum(jnp.abs(columns - problem.b))
+    return jnp.maximum(*errors)
+
+
+_extended = jax.jit(lambda problem, f: plan_products.softmin(problem.transposed(), f))
+
+
+def _settled(problem: Problem, iterate: Iterate) -> tuple[Array, Array]:
+    """The potentials with `sum a f = sum b g`, so that a symmetric problem has equal ones.
+
+    Columns without mass, which a kernel with weights leaves out, get the softmin of `f`.
+    """
+    a, b = np.asarray(problem.a, np.float64), np.asarray(problem.b, np.float64)
+    f, g = np.asarray(iterate.f, np.float64), np.asarray(iterate.g, np.float64)
+    if np.any(b[: int(np.flatnonzero(b)[-1])] == 0):
+        g = np.where(b > 0, g, np.asarray(_extended(problem, iterate.f)))
+    shift = (np.sum(b * g) - np.sum(a * f)) / 2
+    dtype = problem.x.dtype
+    return jax.device_put((f + shift).astype(dtype)), jax.device_put((g - shift).astype(dtype))
+
+
+def to_tolerance(choice: Choice, problem, iterate, tolerance, max_iterations, progress):
+    """Potentials, their error, iterations and status; iterated to the tolerance if that can be."""
+    aim = tolerance
+    while True:
+        iterate = _run(choice, problem, iterate, aim, max_iterations, progress)
+        f, g = _settled(problem, iterate)
+        status = int(iterate.status)
+        # Each potential is rounded to this share of epsilon.
+        largest = max(float(np.max(np.abs(f))), float(np.max(np.abs(g))))
+        rounding = 4 * float(np.finfo(f.dtype).eps) * largest / float(problem.epsilon)
+        is_known = status == CONVERGED and rounding < ROUNDING * tolerance
+        error = iterate.error if is_known else _measured(problem, f, g)
+        if status != CONVERGED or float(error) <= tolerance:
+            break
+        if aim < tolerance:
+            status = STALLED
+            break
+        # Rounding of the potentials has added to the error of the iteration: aim lower, once.
+        aim = AIM * tolerance
+        iterate = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
+    return f, g, error, iterate.iterations, status
+
+
+def _settings(problem: Problem, tolerance: float, max_iterations: int) -> Settings:
+    return Settings(
+        jax.device_put(np.asarray(tolerance, problem.x.dtype)),
+        jax.device_put(np.asarray(max_iterations, np.int32)),
+    )
+
+
+def _run(choice: Choice, problem, iterate: Iterate, tolerance, max_iterations, progress) -> Iterate:
+    form = "stored" if choice.stored else "blocked"
+    if choice.method != "newton":
+        program = partial(_solve, choice.method)
+        return _reported(program, problem, iterate, tolerance, max_iterations, progress)
+    loose = max(tolerance, STAGE_TOLERANCE)
+    program = partial(_solve, form)
+    iterate = _reported(program, problem, iterate, loose, max_iterations, progress)
+    if int(iterate.status) != CONVERGED or tolerance >= STAGE_TOLERANCE:
+        return iterate
+    program = partial(_finish, stored=choice.stored)
+    iterate = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
+    return _reported(program, problem, iterate, tolerance, max_iterations, progress)
+
+
+def _reported(program, problem, iterate, tolerance, max_iterations, progress) -> Iterate:
+    """The program's iterate; with progress, in chunks of about a second."""
+    if not progress:
+        return program(problem, iterate, _settings(problem, tolerance, max_iterations))
+    report, count, done = reporter(progress), 1, int(iterate.iterations)
+    while True:
+        start = time.perf_counter()
+        until = min(done + count, max_iterations)
+        iterate = program(problem, iterate, _settings(problem, tolerance, until))
+        before, done, status = done, int(iterate.iterations), int(iterate.status)
+        seconds = time.perf_counter() - start
+        note = f"marginal error {float(iterate.error):.2g}"
+        rate = (done - before) / seconds
+        report(Progress("Sinkhorn", done, max_iterations, rate, None, note))
+        if status != MAX_ITERATIONS or done >= max_iterations:
+            return iterate
+        iterate = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
+        if seconds < CHUNK_SECONDS / 2:
+            count *= 2

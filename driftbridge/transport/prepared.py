@@ -1,0 +1,97 @@
+"""Two weighted sets of points, checked, centred and padded for the solvers."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from driftbridge.transport.costs import Cost
+from driftbridge.transport.entropic_problem import Problem, mean_cost
+from driftbridge.transport.padding import bucket, padded
+from driftbridge.transport.points import as_rows, as_weights
+
+
+class Prepared(NamedTuple):
+    """A padded problem, the points as given in its dtype, and what was subtracted from them."""
+
+    problem: Problem
+    points: tuple[Float[Array, "n dim"], Float[Array, "m dim"]]
+    centres: tuple[Float[Array, " dim"], Float[Array, " dim"]]
+
+
+def prepared(
+    x: Any, y: Any, a: Any, b: Any, epsilon: Any, cost: Cost, one_centre: bool = False
+) -> Prepared:
+    """Check the points and weights.
+
+    The squared distance of points that are centred each at their own mean keeps its digits however
+    far apart the means are; where mass is not conserved (`one_centre`) both share a centre.
+
+    **Raises:** `ValueError` naming what is wrong.
+    """
+    if not 0 < float(epsilon) < np.inf:
+        raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
+    rows = _points(x, "x"), _points(y, "y")
+    if rows[0].shape[1] != rows[1].shape[1]:
+        raise ValueError(
+            f"x and y must have one dimension; got {rows[0].shape[1]} and {rows[1].shape[1]}."
+        )
+    dtype = jax.dtypes.canonicalize_dtype(np.result_type(*rows))
+    dtype = np.dtype(np.float32) if np.dtype(dtype).itemsize < 4 else np.dtype(dtype)
+    weights = as_weights(a, len(rows[0]), "x"), as_weights(b, len(rows[1]), "y")
+    centres = [np.zeros(rows[0].shape[1])] * 2
+    if cost is None:
+        centres = [w @ p.astype(np.float64) for p, w in zip(rows, weights, strict=True)]
+        centres = [(centres[0] + centres[1]) / 2] * 2 if one_centre else centres
+    centres = [centre.astype(dtype) for centre in centres]
+    rows = [points.astype(dtype) for points in rows]
+    sizes = [bucket(len(points)) for points in rows]
+    centred = [
+        padded(points - centre, size)
+        for points, centre, size in zip(rows, centres, sizes, strict=True)
+    ]
+    masses = [padded(w.astype(dtype), size) for w, size in zip(weights, sizes, strict=True)]
+    arrays = centred, masses, rows, centres, np.asarray(epsilon, dtype)
+    centred, masses, rows, centres, epsilon = jax.device_put(arrays)
+    problem = Problem(centred[0], centred[1], masses[0], masses[1], epsilon, cost)
+    return Prepared(problem, (rows[0], rows[1]), (centres[0], centres[1]))
+
+
+def potentials_of(prepared: Prepared, f: Any, g: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Given potentials of the points as potentials of the centred, padded problem.
+
+    **Raises:** `ValueError` for other shapes.
+    """
+    problem, (x, y), centres = prepared
+    f, g = np.asarray(f, np.float64), np.asarray(g, np.float64)
+    if f.shape != (len(x),) or g.shape != (len(y),):
+        raise ValueError(
+            f"init must hold potentials of shapes ({len(x)},) and ({len(y)},); got {f.shape} and "
+            f"{g.shape}."
+        )
+    x0, y0 = (np.asarray(centre, np.float64) for centre in centres)
+    delta = x0 - y0
+    f = f - (np.asarray(x, np.float64) - x0) @ delta
+    g = g + (np.asarray(y, np.float64) - y0) @ delta
+    dtype = problem.x.dtype
+    sizes = len(problem.a), len(problem.b)
+    return padded(f.astype(dtype), sizes[0]), padded(g.astype(dtype), sizes[1])
+
+
+def mean_of_costs(problem: Problem) -> float:
+    """The mean cost of a problem, the scale of epsilon."""
+    return float(_mean_cost(problem))
+
+
+_mean_cost = jax.jit(mean_cost)
+
+
+def _points(points: Any, name: str) -> np.ndarray:
+    rows = np.asarray(as_rows(points, name))
+    if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 1:
+        raise ValueError(
+            f"{name} must have shape (n, dim) with n and dim at least 1; got {rows.shape}. One "
+            "column of numbers is values[:, None]."
+        )
+    return rows
