@@ -11,8 +11,9 @@ from driftbridge.runtime.products import product
 from driftbridge.transport.base import Fit, HasDensity, Method, as_dtype
 from driftbridge.transport.points import Sample
 
-# Share of the mean variance added to every covariance: singular ones stay invertible.
-RIDGE = 1e-9
+# Share of every column's variance added to its diagonal entry: no slope exceeds the root of its
+# inverse, in directions where the source has no points.
+RIDGE = 1e-6
 
 
 class Moments(NamedTuple):
@@ -37,18 +38,25 @@ class Bures(NamedTuple):
     eigenvectors: Float[np.ndarray, "dim dim"]
 
 
-def moments(sample: Sample, ridge: float = RIDGE) -> Moments:
-    """Weighted mean and covariance; with equal weights `1/n` the sum is divided by `n - 1`.
-
-    `ridge` times the mean variance is added to the diagonal.
-    """
+def moments(sample: Sample) -> Moments:
+    """Mean and covariance of the weighted points, a point of weight `2/n` being two of them."""
     points, weights = np.asarray(sample.points, np.float64), sample.weights
     mean = weights @ points
     centred = points - mean
-    correction = 1 - np.sum(weights**2)
-    covariance = (centred * weights[:, None]).T @ centred / max(correction, 1e-12)
-    added = ridge * max(np.trace(covariance) / len(mean), float(np.finfo(np.float32).tiny))
-    return Moments(mean, covariance + added * np.eye(len(mean)))
+    return Moments(mean, (centred * weights[:, None]).T @ centred)
+
+
+def gaussians(source: Sample, target: Sample) -> tuple[Moments, Moments]:
+    """Moments of both samples, `1e-6` of each column's variance on the diagonals.
+
+    The variance is the mean of both samples', so that a column that is constant in one of them has
+    a bounded slope, and columns of any units are treated alike.
+    """
+    first, second = moments(source), moments(target)
+    variances = (np.diagonal(first.covariance) + np.diagonal(second.covariance)) / 2
+    ridge = np.diag(RIDGE * np.where(variances > 0, variances, 1.0))
+    first, second = (Moments(m.mean, m.covariance + ridge) for m in (first, second))
+    return first, second
 
 
 def bures(source: Float[np.ndarray, "dim dim"], target: Float[np.ndarray, "dim dim"]) -> Bures:
@@ -57,7 +65,7 @@ def bures(source: Float[np.ndarray, "dim dim"], target: Float[np.ndarray, "dim d
     The eigenvalues of `source` must be positive.
     """
     values, vectors = np.linalg.eigh(source)
-    values = np.maximum(values, np.finfo(np.float64).eps * values[-1])
+    values = np.maximum(values, np.finfo(np.float64).tiny)
     root = (vectors * np.sqrt(values)) @ vectors.T
     inverse_root = (vectors / np.sqrt(values)) @ vectors.T
     squares, basis = np.linalg.eigh(root @ target @ root)
@@ -98,7 +106,7 @@ class Affine(Method):
 
     `T(x) = m1 + A (x - m0)`, `A = C0^{-1/2} (C0^{1/2} C1 C0^{1/2})^{1/2} C0^{-1/2}`: the gradient
     of a convex function, hence optimal for its own image, and the best affine map whatever the
-    data. A covariance gets `1e-9` of its mean variance on its diagonal.
+    data. A covariance gets `1e-6` of each column's variance on its diagonal.
 
     Olkin and Pukelsheim (1982); Takatsu (2011).
     """
@@ -107,7 +115,7 @@ class Affine(Method):
 
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> AffineMap:
         start = time.perf_counter()
-        first, second = moments(source), moments(target)
+        first, second = gaussians(source, target)
         matrix = bures(first.covariance, second.covariance).matrix
         values, vectors = np.linalg.eigh(matrix)
         dtype = source.points.dtype

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.products import product
-from driftbridge.transport.affine import bures, moments
+from driftbridge.transport.affine import bures, gaussians
 from driftbridge.transport.base import Fit, HasDensity, Method, Stochastic, as_dtype
 from driftbridge.transport.convex import inverse_gradient
 from driftbridge.transport.padding import bucket, padded
@@ -334,7 +334,7 @@ class Corrected(_Regularised):
         (first, m0), (second, m1) = centred(source), centred(target)
         epsilon = self.epsilon_for(first, second)
         plan = self.solve(first, second, epsilon)
-        gaussian = bures(moments(source).covariance, moments(target).covariance)
+        gaussian = bures(*(m.covariance for m in gaussians(source, target)))
         left = gaussian.inverse_root @ gaussian.eigenvectors
         values, half = gaussian.eigenvalues, epsilon / 2
         # n - ((n^2 + e^2)^{1/2} - e) without cancellation.

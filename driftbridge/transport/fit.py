@@ -102,7 +102,7 @@ def _choose(method: str | Method, pair: Pair) -> tuple[Method, str, tuple[str, .
 
 def _is_singular(sample: Sample) -> bool:
     """Whether the points fill fewer dimensions than they have."""
-    covariance = moments(sample, ridge=0.0).covariance
+    covariance = moments(sample).covariance
     spread = np.sqrt(np.diagonal(covariance))
     if np.any(np.ptp(sample.points, axis=0) == 0):
         return True

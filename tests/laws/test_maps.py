@@ -34,7 +34,7 @@ def exact_gaussians(n=400, seed=0):
     for covariance, mean in zip(COVARIANCES, ([0.0, 0.0], [2.0, -1.0]), strict=True):
         z = rng.normal(size=(n, 2))
         z = z - z.mean(axis=0)
-        z = z @ np.linalg.inv(np.linalg.cholesky(np.cov(z.T))).T
+        z = z @ np.linalg.inv(np.linalg.cholesky(np.cov(z.T, ddof=0))).T
         out.append(np.asarray(mean) + z @ np.linalg.cholesky(covariance).T)
     return out
 
@@ -44,12 +44,12 @@ def test_affine_is_the_map_of_bures(x64):
     fitted = db.fit_map(x, y, "affine")
     # A C0 A = C1 with A symmetric positive definite has one solution.
     matrix = np.asarray(fitted.matrix)
-    assert np.allclose(matrix @ COVARIANCES[0] @ matrix, COVARIANCES[1], atol=1e-7)
+    assert np.allclose(matrix @ COVARIANCES[0] @ matrix, COVARIANCES[1], atol=1e-5)
     assert np.allclose(matrix, matrix.T) and np.all(np.linalg.eigvalsh(matrix) > 0)
     image = np.asarray(fitted(x))
     assert np.allclose(image.mean(axis=0), y.mean(axis=0), atol=1e-12)
-    # The ridge of 1e-9 is all that separates the covariances.
-    assert np.allclose(np.cov(image.T), np.cov(y.T), atol=1e-7)
+    # The ridge of 1e-6 is all that separates the covariances.
+    assert np.allclose(np.cov(image.T), np.cov(y.T), atol=1e-5)
 
 
 def test_commuting_covariances_have_the_ratio_of_roots(x64):
@@ -128,8 +128,8 @@ def test_weights_are_copies(x64, name):
     weights = np.concatenate([np.full(10, 2.0), np.ones(50)]) / 70
     weighted = db.fit_map(x, y, METHODS[name], source_weights=weights)
     whole = db.fit_map(twice, y, METHODS[name])
-    # The plan is the same; covariances differ by their corrections, 1 / (1 - sum w²), below 1 %.
-    assert np.allclose(weighted(x[:20]), whole(x[:20]), atol=0.03)
+    # Sinkhorn's iteration to 1e-3 may end a step apart.
+    assert np.allclose(weighted(x[:20]), whole(x[:20]), atol=2e-3)
 
 
 @pytest.mark.parametrize("name", INVERTIBLE)
