@@ -36,10 +36,11 @@ def sweep(problem: Problem, f: Array, g: Array, epsilon: Array) -> tuple[Array, 
     return s.reshape(-1), t
 
 
-def log_sweep(problem: Problem, g: Array, epsilon: Array) -> tuple[Array, Array]:
+def log_sweep(problem: Problem, g: Array, epsilon: Array, of_rows=None) -> tuple[Array, Array]:
     """One iteration from `g` in the log domain, safe for any `g`.
 
-    `f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)`, and `g` from `f` likewise.
+    `f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)`, and `g` from `f` likewise; with
+    `of_rows`, `g` from `of_rows(f)`.
     """
     log_a, log_b = log_weights(problem.a), log_weights(problem.b)
 
@@ -48,7 +49,9 @@ def log_sweep(problem: Problem, g: Array, epsilon: Array) -> tuple[Array, Array]
         x, log_a = rows
         exponent = exponents(problem.cost, x, jnp.zeros_like(log_a), problem.y, g, epsilon)
         log_s = logsumexp_rows(exponent + log_b[None, :])
-        joint = exponent + (log_a - log_s)[:, None]
+        f = -epsilon * log_s
+        used = f if of_rows is None else of_rows(f)
+        joint = exponent + (log_a + used / epsilon)[:, None]
         higher = jnp.maximum(largest, jnp.max(joint, axis=0))
         added = jnp.sum(jnp.exp(joint - higher[None, :]), axis=0)
         return (higher, total * jnp.exp(largest - higher) + added), log_s

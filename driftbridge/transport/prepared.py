@@ -21,12 +21,13 @@ class Prepared(NamedTuple):
 
 
 def prepared(
-    x: Any, y: Any, a: Any, b: Any, epsilon: Any, cost: Cost, one_centre: bool = False
+    x: Any, y: Any, a: Any, b: Any, epsilon: Any, cost: Cost, conserved: bool = True
 ) -> Prepared:
     """Check the points and weights.
 
     The squared distance of points that are centred each at their own mean keeps its digits however
-    far apart the means are; where mass is not conserved (`one_centre`) both share a centre.
+    far apart the means are. Where mass is not conserved both share a centre, and weights may have
+    any sums.
 
     **Raises:** `ValueError` naming what is wrong.
     """
@@ -39,11 +40,12 @@ def prepared(
         )
     dtype = jax.dtypes.canonicalize_dtype(np.result_type(*rows))
     dtype = np.dtype(np.float32) if np.dtype(dtype).itemsize < 4 else np.dtype(dtype)
-    weights = as_weights(a, len(rows[0]), "x"), as_weights(b, len(rows[1]), "y")
+    as_mass = as_weights if conserved else _as_masses
+    weights = as_mass(a, len(rows[0]), "x"), as_mass(b, len(rows[1]), "y")
     centres = [np.zeros(rows[0].shape[1])] * 2
     if cost is None:
-        centres = [w @ p.astype(np.float64) for p, w in zip(rows, weights, strict=True)]
-        centres = [(centres[0] + centres[1]) / 2] * 2 if one_centre else centres
+        centres = [np.average(p, axis=0, weights=w) for p, w in zip(rows, weights, strict=True)]
+        centres = centres if conserved else [(centres[0] + centres[1]) / 2] * 2
     centres = [centre.astype(dtype) for centre in centres]
     rows = [points.astype(dtype) for points in rows]
     sizes = [bucket(len(points)) for points in rows]
@@ -95,3 +97,19 @@ def _points(points: Any, name: str) -> np.ndarray:
             "column of numbers is values[:, None]."
         )
     return rows
+
+
+def _as_masses(weights: Any, n: int, name: str) -> np.ndarray:
+    """Weights of any positive sum; equal ones that sum to one if None."""
+    if weights is None:
+        return np.full(n, 1 / n)
+    values = np.asarray(weights, np.float64)
+    if values.shape != (n,):
+        raise ValueError(f"{name} has {n} points, but its weights have shape {values.shape}.")
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"weights of {name} must be at least 0; row {row} has {values[row]}.")
+    if not values.sum() > 0:
+        raise ValueError(f"weights of {name} must have a positive sum; all are 0.")
+    return values
