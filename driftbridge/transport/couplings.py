@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import as_key
+from driftbridge.transport import plan_products
 from driftbridge.transport.entropic_plan import EntropicPlan
 from driftbridge.transport.points import as_weights
 from driftbridge.transport.resampling import Draw, Rows, as_draw, as_table
@@ -147,7 +148,7 @@ class GlobalSinkhorn(TableCoupling):
         return self.plan.status
 
     def _rows(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
-        return self.plan.sample(key, n)
+        return plan_products.draw(self.plan.problem, self.plan.centred_g, key, n)
 
 
 class SemidiscreteCoupling(Coupling):

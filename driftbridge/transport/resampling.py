@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from driftbridge.transport.base import as_dtype
+from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import as_rows, as_weights
 
 Draw = Callable[[Key[Array, ""], int], Float[Array, "n dim"]]
@@ -18,7 +20,8 @@ class Rows(eqx.Module):
     """Row numbers drawn with given probabilities, each right to `2^-32`.
 
     A float32 cumulative sum would give the rows of a large table probabilities that are wrong by
-    a share of themselves; the thresholds are integers, compared with 32 random bits.
+    a share of themselves; the thresholds are integers, compared with 32 random bits, and filled up
+    to a size for which programs are compiled.
     """
 
     thresholds: UInt32[Array, " n"]
@@ -28,6 +31,7 @@ class Rows(eqx.Module):
         scaled = np.rint(upper / upper[-1] * 2.0**32)
         # The last row that has weight takes what is left of the range.
         scaled[np.flatnonzero(weights)[-1] :] = 2.0**32
+        scaled = padded(scaled, bucket(len(scaled)), 2.0**32)
         self.thresholds = jnp.asarray(np.minimum(scaled, 2.0**32 - 1).astype(np.uint32))
 
     def __call__(self, key: Key[Array, ""], n: int) -> Int[Array, " draws"]:
@@ -50,17 +54,17 @@ class Resampled(eqx.Module):
     **Raises:** `ValueError` for points that are not finite, wrong weights or negative noise.
     """
 
-    points: Float[Array, "n dim"]
+    points: Float[Array, "rows dim"]
     rows: Rows
     noise: Float[Array, ""]
 
     def __init__(self, x: Any, weights: Any = None, noise: float = 0.0):
-        points = jnp.asarray(as_table(x, "x"))
+        points = as_table(x, "x")
         if not 0 <= noise < np.inf:
             raise ValueError(f"noise must be finite and at least 0; got {noise}.")
-        self.points = points
+        self.points = jnp.asarray(padded(points, bucket(len(points))))
         self.rows = Rows(as_weights(weights, len(points), "x"))
-        self.noise = jnp.asarray(noise, points.dtype)
+        self.noise = as_dtype(noise, points.dtype)
 
     def __call__(self, key: Key[Array, ""], n: int) -> Float[Array, "draws dim"]:
         which, shift = jax.random.split(key)
