@@ -162,7 +162,7 @@ class CorrectedMap(HasDensity):
 
     def _inverse(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         start = self.source_mean[None] + product(y - self.target_mean[None], self.inverse_matrix)
-        return inverse_gradient(self._potential, self._transport, self._jacobian, y, start)
+        return inverse_gradient(self._transport, self._jacobian, y, start)
 
     def _log_det(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
         factor = jnp.linalg.cholesky(self._jacobian(x))
