@@ -198,8 +198,9 @@ def _some(sample: Sample, most: int, rng: np.random.Generator) -> Sample:
 def _whitened(full: Sample, sample: Sample, name: str):
     """Mean, factor, points `(n, dim)` of mean 0 and covariance 1, and their weights."""
     mean, covariance = moments(full)
-    scale = np.sqrt(np.diag(covariance))
-    factor = np.linalg.cholesky(covariance)
+    variance = np.where(np.diag(covariance) > 0, np.diag(covariance), 1)
+    scale = np.sqrt(variance)
+    factor = np.linalg.cholesky(covariance + np.diag(DEPENDENT**2 / 100 * variance))
     if not np.all(np.diag(factor) > DEPENDENT * scale):
         column = int(np.argmin(np.diag(factor) / scale))
         raise ValueError(
