@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport import plan_products
 from driftbridge.transport.entropic_plan import EntropicPlan
 from driftbridge.transport.points import as_weights
-from driftbridge.transport.resampling import Draw, Rows, as_draw, as_table
+from driftbridge.transport.resampling import Draw, Rows, as_draw, as_table, normals
 from driftbridge.transport.semidiscrete import SemidiscretePlan, semidiscrete
 from driftbridge.transport.sinkhorn import sinkhorn
 
@@ -78,7 +79,7 @@ class Independent(Coupling):
         _same_dim(first.shape[0], second.shape[0])
 
     def _pairs(self, key: Key[Array, ""], n: int) -> Pairs:
-        first, second = jax.random.split(key)
+        first, second = fold_in(key, 0), fold_in(key, 1)
         return self.source(first, n), self.target(second, n)
 
 
@@ -176,7 +177,7 @@ class SemidiscreteCoupling(Coupling):
         return self.plan.status
 
     def _pairs(self, key: Key[Array, ""], n: int) -> Pairs:
-        first, second = jax.random.split(key)
+        first, second = fold_in(key, 0), fold_in(key, 1)
         x = self.source(first, n)
         rows = self.plan.draw_rows(second, x)
         return x, self.plan.points[rows] + self.plan.centre[None]
@@ -218,9 +219,9 @@ class Corruption(Coupling):
         self.sigma = jnp.asarray(sigma, like.dtype)
 
     def _pairs(self, key: Key[Array, ""], n: int) -> Pairs:
-        first, second = jax.random.split(key)
+        first, second = fold_in(key, 0), fold_in(key, 1)
         x1 = self.target(first, n)
-        noise = jax.random.normal(second, x1.shape, x1.dtype)
+        noise = normals(second, x1.shape, x1.dtype)
         return jax.vmap(self.m)(x1) + self.sigma * noise, x1
 
 

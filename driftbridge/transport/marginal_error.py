@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.base import as_dtype
 from driftbridge.transport.laguerre import mean_probabilities, scores_of, soft_maximum
 
@@ -71,18 +72,18 @@ def _groups(problem, g, epsilon, key, rows: int, blocks: int, is_hard: bool):
     scores = scores_of(problem.points, problem.weights, epsilon, is_hard)
     linear = jnp.sum(problem.weights * g)
 
-    def block(total, k):
-        x = problem.draw(k, rows)
+    def block(total, number):
+        x = problem.draw(fold_in(key, number), rows)
         s = scores(g, x)
         value = jnp.mean(jnp.sum(x**2, axis=1) / 2 - soft_maximum(s, epsilon, is_hard))
         masses = mean_probabilities(s, epsilon, is_hard)
         return (total[0] + masses / blocks, total[1] + (value + linear) / blocks), None
 
-    def group(k):
+    def group(numbers):
         start = jnp.zeros_like(g), jnp.zeros((), g.dtype)
-        return jax.lax.scan(block, start, jax.random.split(k, blocks))[0]
+        return jax.lax.scan(block, start, numbers)[0]
 
-    return jax.lax.map(group, jax.random.split(key, GROUPS))
+    return jax.lax.map(group, jnp.arange(GROUPS * blocks).reshape(GROUPS, blocks))
 
 
 def _summary(masses, duals, weights, num_draws: int) -> MarginalError:

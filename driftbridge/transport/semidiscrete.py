@@ -348,7 +348,7 @@ def _steps(problem, g, average, key, times, rows, batch: int, is_hard: bool):
     def step(state, inputs):
         g, average = state
         t, (epsilon, size, share) = inputs
-        x = problem.draw(jax.random.fold_in(key, t), batch)
+        x = problem.draw(fold_in(key, t), batch)
         scores = scores_of(problem.points, weights, epsilon, is_hard)(g, x)
         masses = mean_probabilities(scores, epsilon, is_hard)
         g = g + size * (weights - masses) * relative
