@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from driftbridge.runtime.progress import Progress, reporter
 from driftbridge.transport import plan_products
-from driftbridge.transport.blocked import iterate_blocked
+from driftbridge.transport.blocked import iterate_blocked, log_sweep
 from driftbridge.transport.entropic_problem import Problem
 from driftbridge.transport.iterate import (
     CONVERGED,
@@ -85,6 +85,12 @@ def _measured(problem: Problem, f: Array, g: Array) -> Array:
     return jnp.maximum(*errors)
 
 
+@jax.jit
+def _cooled(problem: Problem, iterate: Iterate) -> Iterate:
+    f, g = log_sweep(problem, iterate.g, problem.epsilon)
+    return iterate._replace(f=f, g=g, iterations=iterate.iterations + 1)
+
+
 _extended = jax.jit(lambda problem, f: plan_products.softmin(problem.transposed(), f))
 
 
@@ -107,6 +113,9 @@ def to_tolerance(choice: Choice, problem, iterate, tolerance, max_iterations, pr
     aim = tolerance
     while True:
         iterate = _run(choice, problem, iterate, aim, max_iterations, progress)
+        if float(iterate.epsilon) > float(problem.epsilon):
+            # The iterations ended in a stage of annealing: its potentials make no plan of the last.
+            iterate = _cooled(problem, iterate)
         f, g = _settled(problem, iterate)
         status = int(iterate.status)
         # Each potential is rounded to this share of epsilon.

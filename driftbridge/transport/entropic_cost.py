@@ -39,11 +39,11 @@ def entropic_potentials(
     x: Float[ArrayLike, "n dim"],
     y: Float[ArrayLike, "m dim"],
     *,
-    epsilon: Float[ArrayLike, ""] | float,
+    epsilon: ArrayLike,
     a: Float[ArrayLike, " n"] | None = None,
     b: Float[ArrayLike, " m"] | None = None,
     cost: Cost = None,
-    tolerance: float = 1e-3,
+    tolerance: ArrayLike = 1e-3,
     max_iterations: int = 10_000,
 ) -> Potentials:
     """Potentials of the entropic plan between two weighted sets of points, as a pure function.
@@ -78,11 +78,11 @@ def entropic_cost(
     x: Float[ArrayLike, "n dim"],
     y: Float[ArrayLike, "m dim"],
     *,
-    epsilon: Float[ArrayLike, ""] | float,
+    epsilon: ArrayLike,
     a: Float[ArrayLike, " n"] | None = None,
     b: Float[ArrayLike, " m"] | None = None,
     cost: Cost = None,
-    tolerance: float = 1e-3,
+    tolerance: ArrayLike = 1e-3,
     max_iterations: int = 10_000,
 ) -> Float[Array, ""]:
     """The least value of `<C, P> + epsilon KL(P | a b)`, as the value of its dual.

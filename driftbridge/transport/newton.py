@@ -9,7 +9,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from driftbridge.runtime.products import product
-from driftbridge.transport.blocked import log_sweep
 from driftbridge.transport.entropic_problem import Problem, exponents, in_blocks, log_weights
 from driftbridge.transport.iterate import (
     CONVERGED,
@@ -29,7 +28,7 @@ ACCEPTED = 1e-3
 # Products of one solve.
 MOST_PRODUCTS = 500
 # Steps in which the least error must fall by a twentieth.
-PATIENCE = 12
+PATIENCE, FALLEN = 12, 0.95
 
 
 class Columns(NamedTuple):
@@ -62,9 +61,9 @@ class Trial(NamedTuple):
 
 
 class Newton(NamedTuple):
-    """State of the method."""
+    """State of the method: potentials to look at next, and the best seen."""
 
-    at: Columns
+    g: Float[Array, " m"]
     best: Columns
     damping: Float[Array, ""]
     count: Int[Array, ""]
@@ -82,67 +81,75 @@ def finish(problem: Problem, start: Iterate, settings: Settings, stored: bool) -
     The damping follows the share of the predicted increase that was attained, and one of
     Sinkhorn's iterations follows each step, which mends single columns far off.
 
-    Every sweep over the matrix counts as an iteration: products, trials, rebuilt kernels.
+    Every sweep over the matrix counts as an iteration: products, trials, rebuilt kernels. Columns
+    without mass keep the potentials of `start`.
 
     Nielsen (1999), Damping parameter in Marquardt's method, eq. (2.5).
     """
-    a, b, epsilon = problem.a, problem.b, problem.epsilon
-    has_mass = b > 0
 
-    def newton_step(state: Newton) -> Newton:
-        at, damping = state.at, state.damping
-        most = jnp.minimum(settings.max_iterations - state.count, MOST_PRODUCTS)
-        smooth = _smoothing(problem, at, stored)
-        solve = _solve(b, at, damping, epsilon, smooth, most)
-        direction = solve.solution
-        slope = jnp.sum((b - at.c) * direction)
-        curvature = slope - damping * jnp.sum(at.c * direction**2) / epsilon
-
-        def goes_on(trial: Trial):
-            return ~(trial.share > ACCEPTED) & (trial.count < TRIALS)
-
-        def shorter(trial: Trial) -> Trial:
-            size = jnp.where(trial.count == 0, 1.0, trial.size / SHRINK).astype(a.dtype)
-            new = columns_of(problem, at.g + size * direction)
-            # The trapezoidal rule: differences of the semi-dual itself drown in rounding.
-            gained = size * (slope + jnp.sum((b - new.c) * direction)) / 2
-            predicted = size * slope - size**2 * curvature / 2
-            return Trial(size, new.g, new.c, gained / predicted, trial.count + 1)
-
-        nothing = jnp.zeros_like(epsilon)
-        trial = lax.while_loop(
-            goes_on, shorter, Trial(nothing, at.g, at.c, nothing, jnp.zeros_like(state.count))
+    def body(state: Newton) -> Newton:
+        at = columns_of(problem, state.g)
+        count = state.count + 1
+        idle = jnp.where(at.error < FALLEN * state.best.error, 0, state.idle + 1)
+        better = at.error < state.best.error
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), at, state.best)
+        status = _status(at.error, count, idle, settings)
+        known = Newton(at.g, best, state.damping, count, idle, status)
+        return lax.cond(
+            status == RUNNING,
+            lambda known: _step(problem, at, known, settings, stored),
+            lambda known: known,
+            known,
         )
-        accepted = trial.share > ACCEPTED
-        ratio = jnp.where(has_mass & (trial.c > 0), trial.c / jnp.where(has_mass, b, 1), 1)
-        g = jnp.where(accepted, trial.g - epsilon * jnp.log(ratio), at.g)
-        new = lax.cond(accepted, lambda: columns_of(problem, g), lambda: at)
-        refusals = trial.count - accepted
-        eased = damping * jnp.maximum(1 / FALL, 1 - (2 * trial.share - 1) ** 3)
-        damping = jnp.where(refusals > 0, damping * SHRINK**refusals, eased)
-        count = state.count + solve.count + trial.count + accepted + (1 if stored else 0)
-        idle = jnp.where(new.error < 0.95 * state.best.error, 0, state.idle + 1)
-        better = new.error < state.best.error
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), new, state.best)
-        damping = jnp.maximum(damping, LEAST_DAMPING).astype(a.dtype)
-        return Newton(new, best, damping, count, idle, _status(new.error, count, idle, settings))
 
-    at = columns_of(problem, start.g)
-    count = start.iterations + 1
-    zero = jnp.zeros_like(count)
-    damping = jnp.full_like(epsilon, DAMPING)
-    state = Newton(at, at, damping, count, zero, _status(at.error, count, zero, settings))
-    state = lax.while_loop(lambda state: state.status == RUNNING, newton_step, state)
-    best = state.best
-    # Columns without mass took no part; they get the softmin of f.
-    _, extended = log_sweep(problem, best.g, epsilon)
+    infinite = jnp.full_like(problem.epsilon, jnp.inf)
+    nothing = Columns(start.g, start.f, jnp.zeros_like(start.g), infinite)
+    zero = jnp.zeros_like(start.iterations)
+    damping = jnp.full_like(infinite, DAMPING)
+    state = Newton(start.g, nothing, damping, start.iterations, zero, jnp.full_like(zero, RUNNING))
+    state = lax.while_loop(lambda state: state.status == RUNNING, body, state)
     return start._replace(
-        f=best.f,
-        g=jnp.where(has_mass, best.g, extended),
-        error=best.error,
+        f=state.best.f,
+        g=state.best.g,
+        error=state.best.error,
         iterations=state.count,
         status=state.status,
-        epsilon=epsilon,
+        epsilon=problem.epsilon,
+    )
+
+
+def _step(problem: Problem, at: Columns, state: Newton, settings: Settings, stored: bool) -> Newton:
+    """One step from `at`, to potentials and a damping for the next."""
+    b, epsilon, damping = problem.b, problem.epsilon, state.damping
+    most = jnp.minimum(settings.max_iterations - state.count, MOST_PRODUCTS)
+    solve = _solve(b, at, damping, epsilon, _smoothing(problem, at, stored), most)
+    direction = solve.solution
+    slope = jnp.sum((b - at.c) * direction)
+    curvature = slope - damping * jnp.sum(at.c * direction**2) / epsilon
+
+    def goes_on(trial: Trial):
+        return ~(trial.share > ACCEPTED) & (trial.count < TRIALS)
+
+    def shorter(trial: Trial) -> Trial:
+        size = jnp.where(trial.count == 0, 1.0, trial.size / SHRINK).astype(b.dtype)
+        new = columns_of(problem, at.g + size * direction)
+        # The trapezoidal rule: differences of the semi-dual itself drown in rounding.
+        gained = size * (slope + jnp.sum((b - new.c) * direction)) / 2
+        predicted = size * slope - size**2 * curvature / 2
+        return Trial(size, new.g, new.c, gained / predicted, trial.count + 1)
+
+    nothing = jnp.zeros_like(epsilon)
+    first = Trial(nothing, at.g, at.c, nothing, jnp.zeros_like(state.count))
+    trial = lax.while_loop(goes_on, shorter, first)
+    accepted = trial.share > ACCEPTED
+    ratio = jnp.where((b > 0) & (trial.c > 0), trial.c / jnp.where(b > 0, b, 1), 1)
+    refusals = trial.count - accepted
+    eased = damping * jnp.maximum(1 / FALL, 1 - (2 * trial.share - 1) ** 3)
+    damping = jnp.where(refusals > 0, damping * SHRINK**refusals, eased)
+    return state._replace(
+        g=jnp.where(accepted, trial.g - epsilon * jnp.log(ratio), at.g),
+        damping=jnp.maximum(damping, LEAST_DAMPING).astype(b.dtype),
+        count=state.count + solve.count + trial.count + (1 if stored else 0),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 # Up to here a size costs milliseconds, and few sizes save compilations; above, padding costs more
 # than a compilation.
@@ -42,7 +42,7 @@ def padded(values: np.ndarray, size: int, fill: float = 0.0) -> np.ndarray:
     return np.concatenate([values, rows]) if short else values
 
 
-def trimmed(values: Any, n: int) -> Float[Array, "n ..."]:
+def trimmed(values: Any, n: int) -> Shaped[Array, "n ..."]:
     """The first `n` rows; a concrete array is cut on the host, where no size compiles."""
     if isinstance(values, Tracer):
         return values[:n]

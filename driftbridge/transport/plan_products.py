@@ -93,21 +93,25 @@ def conditional_mean(problem: Problem, g: Array, values: Float[Array, "m k"]):
 
 @partial(jax.jit, static_argnames="size")
 def draw(problem: Problem, g: Array, key: Array, size: int):
-    """Rows by their weights, then columns by the conditional law of each row."""
-    for_rows, for_columns = jax.random.split(key)
-    rows = jax.random.choice(for_rows, problem.x.shape[0], (size,), p=problem.a)
-    picked = Problem(
-        problem.x[rows], problem.y, problem.a[rows], problem.b, problem.epsilon, problem.cost
-    )
+    """Rows by their weights, then columns by the conditional law of each row, by inversion."""
+    levels = jax.random.uniform(key, (2, size), problem.x.dtype)
     log_b = log_weights(problem.b)
+    cumulated = jnp.cumsum(problem.a)
+    rows = jnp.searchsorted(cumulated, levels[0] * cumulated[-1], side="right")
+    # A level that rounds up to the whole mass would fall on padding.
+    rows = jnp.minimum(rows, jnp.max(jnp.where(problem.a > 0, jnp.arange(len(problem.a)), 0)))
+    last = jnp.max(jnp.where(problem.b > 0, jnp.arange(len(problem.b)), 0))
+    x, m = problem.x[rows], len(problem.b)
+    picked = Problem(x, problem.y, levels[1], problem.b, problem.epsilon, problem.cost)
 
-    def block(x, number):
+    def block(x, level):
         zero = jnp.zeros(x.shape[0], x.dtype)
         exponent = exponents(problem.cost, x, zero, problem.y, g, problem.epsilon)
-        own = jax.vmap(lambda number: jax.random.fold_in(for_columns, number))(number)
-        return jax.vmap(jax.random.categorical)(own, exponent + log_b[None, :])
+        mass = jnp.cumsum(jax.nn.softmax(exponent + log_b[None, :], axis=1), axis=1)
+        below = jnp.sum(mass <= (level * mass[:, m - 1])[:, None], axis=1)
+        return jnp.minimum(below, last)
 
-    return rows, map_rows(picked, block, picked.x, jnp.arange(size))
+    return rows, map_rows(picked, block, x, levels[1])
 
 
 @jax.jit

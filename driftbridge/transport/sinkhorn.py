@@ -1,6 +1,6 @@
 """Entropic transport between two weighted sets of points."""
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 import numpy as np
@@ -20,11 +20,11 @@ def sinkhorn(
     x: Any,
     y: Any,
     *,
-    epsilon: float,
+    epsilon: SupportsFloat,
     a: Any = None,
     b: Any = None,
     cost: Cost = None,
-    tolerance: float = 1e-3,
+    tolerance: SupportsFloat = 1e-3,
     max_iterations: int = 10_000,
     method: str = "auto",
     init: EntropicPlan | tuple[Any, Any] | None = None,
@@ -42,7 +42,7 @@ def sinkhorn(
       for `|x - y|^2 / 2` by matrix products.
     - `tolerance`: of the larger of `sum |P 1 - a|` and `sum |P^T 1 - b|`, in `[0, 2)`. Float32
       attains about `1e-5` at an epsilon of .005 of the mean cost, float64 `1e-9`. Zero runs
-      exactly `max_iterations`.
+      exactly `max_iterations`, without annealing.
     - `max_iterations`: sweeps over the matrix, annealing counted.
     - `method`: "stored" (scaling with a stored kernel), "blocked" (rows in blocks, memory that
       grows with the points alone), "log" (blocks in the log domain), "newton" (scaling, then
@@ -66,7 +66,8 @@ def sinkhorn(
     start = float(epsilon)
     if init is None:
         f, g = (np.zeros(len(w), dtype) for w in (problem.a, problem.b))
-        start = max(ANNEAL_FROM * mean, start) if start < ANNEAL_BELOW * mean else start
+        anneals = start < ANNEAL_BELOW * mean and float(tolerance) > 0
+        start = max(ANNEAL_FROM * mean, start) if anneals else start
     else:
         given = (init.f, init.g) if isinstance(init, EntropicPlan) else init
         f, g = potentials_of(ready, *given)
@@ -89,7 +90,7 @@ def sinkhorn(
     )
 
 
-def check(tolerance: float, max_iterations: int, method: str) -> None:
+def check(tolerance: SupportsFloat, max_iterations: int, method: str) -> None:
     """Refuse settings outside their range."""
     if not 0 <= float(tolerance) < 2:
         raise ValueError(

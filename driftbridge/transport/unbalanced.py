@@ -1,7 +1,7 @@
 """Entropic transport that may leave mass behind: relaxed marginals, or a given share of mass."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -71,13 +71,13 @@ def unbalanced_sinkhorn(
     x: Any,
     y: Any,
     *,
-    epsilon: float,
-    tau_a: float = np.inf,
-    tau_b: float = np.inf,
+    epsilon: SupportsFloat,
+    tau_a: SupportsFloat = np.inf,
+    tau_b: SupportsFloat = np.inf,
     a: Any = None,
     b: Any = None,
     cost: Cost = None,
-    tolerance: float = 1e-3,
+    tolerance: SupportsFloat = 1e-3,
     max_iterations: int = 10_000,
 ) -> UnbalancedPlan:
     """Minimise `<C, P> + epsilon KL(P | a b) + tau_a KL(P 1 | a) + tau_b KL(P^T 1 | b)`.
@@ -106,12 +106,16 @@ def unbalanced_sinkhorn(
     _check(tolerance, max_iterations)
     ready = prepared(x, y, a, b, epsilon, cost, conserved=False)
     masses = [float(np.sum(np.asarray(w, np.float64))) for w in (ready.problem.a, ready.problem.b)]
-    if np.isinf(tau_a) and np.isinf(tau_b) and abs(masses[0] - masses[1]) > 1e-4 * masses[0]:
+    if (
+        np.isinf(float(tau_a))
+        and np.isinf(float(tau_b))
+        and abs(masses[0] - masses[1]) > 1e-4 * masses[0]
+    ):
         raise ValueError(
             f"both marginals are held, but a sums to {masses[0]:.6g} and b to {masses[1]:.6g}: "
             "make a tau finite."
         )
-    reason = f"tau_a = {tau_a:g}, tau_b = {tau_b:g}"
+    reason = f"tau_a = {float(tau_a):g}, tau_b = {float(tau_b):g}"
     most = np.asarray(max_iterations, np.int32)
     taus = _numbers(ready.problem, tau_a, tau_b)
     state, value = _relaxed(ready.problem, taus, _numbers(ready.problem, tolerance)[0], most)
@@ -122,12 +126,12 @@ def partial_sinkhorn(
     x: Any,
     y: Any,
     *,
-    epsilon: float,
-    mass: float,
+    epsilon: SupportsFloat,
+    mass: SupportsFloat,
     a: Any = None,
     b: Any = None,
     cost: Cost = None,
-    tolerance: float = 1e-3,
+    tolerance: SupportsFloat = 1e-3,
     max_iterations: int = 10_000,
 ) -> UnbalancedPlan:
     """Minimise `<C, P> + epsilon KL(P | a b)` with `P 1 <= a`, `P^T 1 <= b` and `sum P = mass`.
@@ -160,15 +164,15 @@ def partial_sinkhorn(
     return _plan(ready, state, value, Account("partial", f"mass = {float(mass):g}"))
 
 
-def _check(tolerance: float, max_iterations: int) -> None:
+def _check(tolerance: SupportsFloat, max_iterations: int) -> None:
     if not 0 < float(tolerance) < np.inf:
         raise ValueError(f"tolerance must be positive; got {tolerance}.")
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1; got {max_iterations}.")
 
 
-def _numbers(problem: Problem, *numbers: float) -> list[np.ndarray]:
-    return [np.asarray(number, problem.x.dtype) for number in numbers]
+def _numbers(problem: Problem, *numbers: SupportsFloat) -> list[np.ndarray]:
+    return [np.asarray(float(number), problem.x.dtype) for number in numbers]
 
 
 def _plan(ready, state: Relaxed, value: Array, account: Account) -> UnbalancedPlan:
