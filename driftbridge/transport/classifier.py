@@ -3,11 +3,10 @@
 import warnings
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.measures import two_samples
 
 CLASSIFIERS = ("logistic", "knn", "mlp")
@@ -75,7 +74,7 @@ def classifier_two_sample_test(
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie in (0, 1); got {held_out}.")
     source, target = (sample.points for sample in two_samples(x, y, least=4))
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(as_key(key))))
+    rng = host_generator(as_key(key))
     parts = []
     for points in (source, target):
         count = int(np.clip(round(held_out * len(points)), 1, len(points) - 1))

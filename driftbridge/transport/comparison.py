@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport import distances, floors, permutation
 from driftbridge.transport.exact import optimal_coupling
 from driftbridge.transport.maximum_mean_discrepancy import bandwidth_of, kernel_discrepancy
@@ -134,7 +133,7 @@ def compare(
     source, target = (sample.points for sample in two_samples(x, y))
     if len(target) < 4:
         raise ValueError(f"y must have at least 4 points to be split; got {len(target)}.")
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(as_key(key))))
+    rng = host_generator(as_key(key))
     name = distance if isinstance(distance, str) else getattr(distance, "__name__", "given")
     interval, status = None, "exact"
     if name in KERNELS and isinstance(distance, str):

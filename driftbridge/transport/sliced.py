@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.measures import two_samples
 from driftbridge.transport.one_dimensional import check_power, staircase
 
@@ -60,7 +59,7 @@ def directions(
         raise ValueError(f"num_projections must be at least 1; got {num_projections}.")
     sets = -(-num_projections // dim)
     # Drawn on the host, where a new dimension compiles nothing.
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(as_key(key))))
+    rng = host_generator(as_key(key))
     normal = rng.normal(size=(sets, dim, dim))
     q, r = np.linalg.qr(normal)
     # The signs of the diagonal make the orthogonal matrices uniform (Mezzadri 2007).
