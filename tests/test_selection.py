@@ -7,7 +7,7 @@ import driftbridge as db
 from driftbridge.runtime.keys import as_key
 from driftbridge.transport import Corrected, Selected
 from driftbridge.transport.points import Sample
-from driftbridge.transport.selection import _is_better, held_out_dual
+from driftbridge.transport.selection import held_out_dual
 
 pytestmark = pytest.mark.slow
 
@@ -29,11 +29,10 @@ def test_the_dual_of_the_optimal_map_is_the_transport(x64):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(4000, 2)), 2 + rng.normal(size=(4000, 2)) * [0.5, 3.0]
     fitted = Corrected(share=10.0).fit(equal(x), equal(y), as_key(0))
-    dual = held_out_dual(fitted, equal(x), equal(y))
+    found = held_out_dual(fitted, equal(x), equal(y))
     distance = np.sum((y.mean(0) - x.mean(0)) ** 2 + (y.std(0) - x.std(0)) ** 2)
     expected = (np.sum(x**2, 1).mean() + np.sum(y**2, 1).mean() - distance) / 2
-    # The potential is known up to a constant, which the sum does not see.
-    assert dual.source.mean() + dual.target.mean() == pytest.approx(expected, rel=0.005)
+    assert found == pytest.approx(expected, rel=0.005)
 
 
 def test_any_other_map_has_a_larger_dual():
@@ -42,8 +41,7 @@ def test_any_other_map_has_a_larger_dual():
     test = [equal(rng.normal(size=(500, 2)) * scale) for scale in ([1, 1], [0.5, 3.0])]
     right = Corrected(share=3.0).fit(equal(x), equal(y), as_key(0))
     wrong = Corrected(share=3.0).fit(equal(x), equal(y[:, ::-1]), as_key(0))
-    assert _is_better(held_out_dual(right, *test), held_out_dual(wrong, *test), *test)
-    assert not _is_better(held_out_dual(wrong, *test), held_out_dual(right, *test), *test)
+    assert held_out_dual(right, *test) < held_out_dual(wrong, *test) - 0.5
 
 
 def test_clusters_take_a_small_epsilon_and_gaussians_do_not():
@@ -54,7 +52,7 @@ def test_clusters_take_a_small_epsilon_and_gaussians_do_not():
     start = 0.07 * 2**0.5
     assert share < start / 2 and share == pytest.approx(min(tried[:-1]), rel=0.01)
     share, tried = shares(db.fit_map(x, 1 + 2 * rng.normal(size=(500, 2)), Selected()))
-    assert share >= start * 0.99 and tried[0] == pytest.approx(start, rel=0.01)
+    assert share > start and tried[0] == pytest.approx(start, rel=0.01)
 
 
 def test_auto_selects():
