@@ -49,9 +49,21 @@ def test_value_and_floor_are_at_the_same_size():
     assert pooled.sizes == (30, 50) and pooled.value == pooled.whole
     kernel = compare(x, y, "energy", num_permutations=0)
     assert kernel.sizes == (30, 50)
-    np.testing.assert_allclose(kernel.value, energy_distance(x, y), rtol=1e-5)
+    assert kernel.value == energy_distance(x, y)
     assert "n = 30 and 50" in kernel.sentence and "not tested" in kernel.sentence
     assert np.isnan(kernel.p_value) and not kernel.is_indistinguishable
+
+
+def test_large_samples_are_solved_in_part():
+    x, y = two(50, 50)
+    found = compare(x, y, num_permutations=0, num_splits=1, max_points=20)
+    assert found.sizes == (20, 20) and np.isnan(found.whole) and found.interval is None
+    # What needs no solve is not cut.
+    line = compare(x[:, :1], y[:, :1], num_permutations=0, num_splits=1, max_points=20)
+    assert line.sizes == (25, 25) and line.whole > 0
+    assert compare(x, y, "sliced", num_permutations=0, max_points=20).sizes == (25, 25)
+    with pytest.raises(ValueError, match="max_points"):
+        compare(x, y, max_points=1)
 
 
 def test_equal_sizes_say_one_size_and_which_test():

@@ -36,7 +36,7 @@ class Comparison:
       would add to it, the more the heavier their tails.
     - `p_value`: of the hypothesis that both laws are equal, from all points; NaN if not tested.
     - `test`: the distance whose permutations gave the p-value.
-    - `whole`: the distance of all points of `x` from all of `y`.
+    - `whole`: the distance of all points of `x` from all of `y`; NaN where it was left out.
     - `interval`: certified bounds of the Wasserstein distance of all points, from a feasible plan
       and feasible potentials; None for distances that are no transport problem.
     - `status`: "exact", or that of the solver.
@@ -92,6 +92,7 @@ def compare(
     num_splits: int | None = None,
     floor: str = "target",
     test: str | None = None,
+    max_points: int = 2000,
 ) -> Comparison:
     """Compare a sample with a target sample: a distance, its floor at the same sizes, and a test.
 
@@ -123,6 +124,8 @@ def compare(
     - `num_splits`: `>= 1`; None is 5 where a distance takes a solve, 20 or more where not.
     - `floor`: "target" or "pooled".
     - `test`: "energy", "mmd", "laplace" or "sliced", instead of the one above.
+    - `max_points`: where a distance takes a solve, value and floor are for at most so many points,
+      and that of all points is left out (NaN) if there are more than twice as many on a side.
 
     **Returns:** a `Comparison`; `print` gives its sentence.
 
@@ -130,6 +133,8 @@ def compare(
     `optimal_coupling` where a Wasserstein problem is too large.
     """
     _check(distance, num_permutations, num_splits, floor, test)
+    if max_points < 2:
+        raise ValueError(f"max_points must be at least 2; got {max_points}.")
     source, target = (sample.points for sample in two_samples(x, y))
     if len(target) < 4:
         raise ValueError(f"y must have at least 4 points to be split; got {len(target)}.")
@@ -147,12 +152,15 @@ def compare(
         function = (
             _function(distance, key, source.shape[1]) if isinstance(distance, str) else distance
         )
-        whole, interval, status = _whole(distance, function, source, target)
-        splits = num_splits or SPLITS.get(name, 5)
+        splits, whole = num_splits or SPLITS.get(name, 5), float("nan")
+        is_cheap = name in ("sliced", "bures") or source.shape[1] == 1
+        if is_cheap or floor == "pooled" or max(len(source), len(target)) <= 2 * max_points:
+            whole, interval, status = _whole(distance, function, source, target)
         if floor == "pooled":
             level = floors.pooled(function, source, target, rng, splits, whole)
         else:
-            level = floors.subsampled(function, source, target, rng, splits)
+            most = len(source) if is_cheap else max_points
+            level = floors.subsampled(function, source, target, rng, splits, most)
     tested = test or (name if name in (*KERNELS, "sliced") else "energy")
     return Comparison(
         distance=name,

@@ -31,13 +31,16 @@ def subsampled(
     y: Float[np.ndarray, "m dim"],
     rng: np.random.Generator,
     num_splits: int,
+    most: int,
 ) -> Level:
     """Value and floor at `k = min(n, m // 2)` points: the largest size at which neither is biased.
 
     Each split takes two disjoint parts of `k` points from `y` and one from `x`. Both means are then
     exactly those of fresh samples of `k` points, whatever the two laws and the distance's rate.
+
+    **Arguments:** `most`: `k` is at most this.
     """
-    k = min(len(x), len(y) // 2)
+    k = min(len(x), len(y) // 2, most)
     values, floors = np.empty(num_splits), np.empty(num_splits)
     for split in range(num_splits):
         rows = rng.permutation(len(y))

@@ -15,6 +15,8 @@ from driftbridge.transport.padding import bucket, padded
 KERNELS = ("gaussian", "laplace", "energy")
 # Rows and columns of a block: a megabyte in float32, which stays in cache.
 BLOCK = 512
+# Points whose matrix is formed at once: 32 MiB.
+ON_HOST = 2048
 # Dimensions up to which coordinates are subtracted, which then costs no more than a product.
 SUBTRACTED = 4
 # Points whose distances give the median.
@@ -38,8 +40,9 @@ def off_diagonal_forms(
 ) -> Float[np.ndarray, " vectors"]:
     """`sum_{i != j} w_i w_j k(z_i, z_j)` for each vector of weights.
 
-    Half of the blocks are computed, one at a time, in the dtype of the points; their sums are added
-    in float64. Time grows as `n^2 (dim + vectors)`, memory as `n (dim + vectors)`.
+    Up to 2048 points the matrix is formed on the host in float64, where nothing is compiled. Of
+    more, half of the blocks are computed, one at a time, in the dtype of the points, and their sums
+    are added in float64: time grows as `n^2 (dim + vectors)`, memory as `n (dim + vectors)`.
 
     **Arguments:**
 
@@ -48,6 +51,8 @@ def off_diagonal_forms(
     - `kernel`: "gaussian", "laplace" or "energy".
     - `bandwidth`: `h > 0`; nothing for "energy".
     """
+    if len(points) <= ON_HOST:
+        return _host_forms(np.asarray(points, np.float64), weights, kernel, bandwidth)
     dtype = jax.dtypes.canonicalize_dtype(points.dtype)
     size = bucket(len(points))
     # Distances come from products of positions: centring keeps their digits.
@@ -59,6 +64,19 @@ def off_diagonal_forms(
         kernel=kernel,
     )
     return np.asarray(sums, np.float64).sum(0)
+
+
+def _host_forms(points, weights, kernel: str, bandwidth: float) -> Float[np.ndarray, " vectors"]:
+    from scipy.spatial.distance import pdist, squareform
+
+    # Distances of pairs: each once, from differences.
+    values = pdist(points, "sqeuclidean" if kernel == "gaussian" else "euclidean")
+    if kernel != "energy":
+        values *= -0.5 / bandwidth**2 if kernel == "gaussian" else -1 / bandwidth
+        np.exp(values, out=values)
+    matrix = squareform(values, checks=False)
+    sums = np.sum(weights * (matrix @ weights), axis=0)
+    return -sums if kernel == "energy" else sums
 
 
 @partial(jax.jit, static_argnames="kernel")

@@ -44,7 +44,8 @@ def kernel_discrepancy(
 
     The kernels are `exp(-r^2 / (2 h^2))` ("gaussian"), `exp(-r / h)` ("laplace") and `-r`
     ("energy", which gives the squared energy distance), `r = |x - y|`. Time grows as `(n + m)^2`,
-    memory as `n + m`. Sums of blocks are taken in the dtype of the points and added in float64.
+    memory as `n + m`. Up to 2048 points in all the sums are taken in float64 on the host; of more,
+    sums of blocks are taken in the dtype of the points and added in float64.
 
     **Arguments:**
 

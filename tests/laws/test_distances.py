@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import cdist
 
+from driftbridge.transport import kernel_sums
 from driftbridge.transport.comparison import compare
 from driftbridge.transport.distances import (
     bures_wasserstein,
@@ -71,8 +72,9 @@ def test_scales_with_the_units(x64, name):
 
 
 @each
-@pytest.mark.parametrize("dim", [2, 7])
-def test_zero_for_equal_laws_and_for_split_weights(x64, name, dim):
+@pytest.mark.parametrize(("dim", "on_host"), [(2, 2048), (2, 0), (7, 0)])
+def test_zero_for_equal_laws_and_for_split_weights(x64, monkeypatch, name, dim, on_host):
+    monkeypatch.setattr(kernel_sums, "ON_HOST", on_host)
     distance, _ = DISTANCES[name]
     x, _, a, _ = samples(dim=dim)
     assert distance(x, x, a=a, b=a) < ROOT
@@ -102,7 +104,8 @@ def test_triangle_inequality(x64, name):
 
 
 @each
-def test_float32_points_give_the_float64_value(x64, name):
+def test_float32_points_give_the_float64_value(x64, monkeypatch, name):
+    monkeypatch.setattr(kernel_sums, "ON_HOST", 0)
     distance, _ = DISTANCES[name]
     x, y, _, _ = samples(300, 200, 4)
     short, long = distance(x.astype(np.float32), y.astype(np.float32)), distance(x, y)
@@ -240,10 +243,13 @@ def test_energy_distance_on_the_line_is_an_integral_of_cdfs(x64):
     np.testing.assert_allclose(energy_distance(x, y, a=a, b=b), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dim", [2, 6])
+@pytest.mark.parametrize("on_host", [2048, 0])
 @pytest.mark.parametrize("kernel", ["gaussian", "laplace", "energy"])
-def test_both_statistics_are_sums_over_pairs(x64, kernel):
+def test_both_statistics_are_sums_over_pairs(x64, monkeypatch, kernel, on_host, dim):
+    monkeypatch.setattr(kernel_sums, "ON_HOST", on_host)
     # More points than a block, and not a multiple of it.
-    x, y, a, b = samples(700, 450, 2)
+    x, y, a, b = samples(700, 450, dim)
     h = 0.8
 
     def k(x, y):
