@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.conditional import ConditionalOT
 from driftbridge.transport.couplings import (
     Corruption,
@@ -14,7 +15,7 @@ from driftbridge.transport.couplings import (
     Pooled,
     SemidiscreteCoupling,
 )
-from driftbridge.transport.minibatch import MinibatchOT, squared_distances, stream
+from driftbridge.transport.minibatch import MinibatchOT, stream
 from driftbridge.transport.refinement import HierarchicalRefinement, gelbrich
 
 SPD = np.array([[1.5, 0.4, 0.0], [0.4, 0.7, 0.2], [0.0, 0.2, 1.1]])
@@ -40,6 +41,20 @@ def test_one_batch_of_all_finds_a_known_map():
     np.testing.assert_array_equal(coupling.pool_rows, coupling.pool_columns)
     found = HierarchicalRefinement(x, y, leaf=256, sweeps=0)
     np.testing.assert_array_equal(found.columns, np.arange(200))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e8])
+def test_assignments_are_those_of_scipy(scale):
+    rng = np.random.default_rng(7)
+    for n in (1, 7, 60, 150):
+        cost = scale * squared_distances(rng.normal(size=(n, 2)), rng.exponential(size=(n, 2)))
+        i, j = linear_sum_assignment(cost)
+        # Prices are of the order of the costs: rounding of their sums in float64.
+        found = assign(cost)
+        np.testing.assert_array_equal(np.sort(found), np.arange(n))
+        np.testing.assert_allclose(cost[i, found].sum(), cost[i, j].sum(), rtol=1e-12)
+    equal = assign(np.zeros((60, 60)))
+    np.testing.assert_array_equal(np.sort(equal), np.arange(60))
 
 
 def test_batches_on_the_line_are_sorted():

@@ -9,14 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from driftbridge.runtime.keys import as_key
+from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.couplings import TableCoupling, tables
-from driftbridge.transport.minibatch import (
-    assign,
-    check_batches,
-    indices,
-    pool_of,
-    squared_distances,
-)
+from driftbridge.transport.minibatch import check_batches, indices, pool_of
 
 # Pairs of a pilot batch from which the weight of the condition is chosen, and halvings to find it.
 PILOT, HALVINGS = 512, 40

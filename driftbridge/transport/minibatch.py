@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import as_key
+from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.couplings import TableCoupling, tables
 from driftbridge.transport.points import as_weights
 from driftbridge.transport.resampling import as_draw, as_table
@@ -92,22 +93,6 @@ def check_batches(batch_size: int, pool: int, epsilon: float) -> None:
         raise ValueError(f"batch_size and pool must be at least 1; got {batch_size} and {pool}.")
     if not 0 <= epsilon < np.inf:
         raise ValueError(f"epsilon must be finite and at least 0; got {epsilon}.")
-
-
-def squared_distances(
-    x: Float[np.ndarray, "n dim"], y: Float[np.ndarray, "m dim"]
-) -> Float[np.ndarray, "n m"]:
-    """`|x_i - y_j|^2` in float64, from centred points."""
-    centre = y.mean(axis=0, dtype=np.float64)
-    x, y = x - centre, y - centre
-    return np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None] - 2 * x @ y.T
-
-
-def assign(cost: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
-    """The column of each row in an assignment of least cost."""
-    from scipy.optimize import linear_sum_assignment
-
-    return linear_sum_assignment(cost)[1]
 
 
 def draw_entropic(

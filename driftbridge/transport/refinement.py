@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import as_key
+from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.couplings import TableCoupling, tables
-from driftbridge.transport.minibatch import assign, generator, indices, squared_distances
+from driftbridge.transport.minibatch import generator, indices
 
 # Points that choose the direction of a split, starts of that choice, and its rounds.
 SAMPLE, STARTS, ROUNDS = 1 << 14, 3, 20
@@ -139,12 +140,21 @@ def _bisected(x, y, leaf: int, rng: np.random.Generator) -> Int[np.ndarray, " n"
     for (low, high), middle in _segments(len(x), leaf):
         i, j = rows[low:high], others[low:high]
         if middle is None:
-            columns[i] = j[assign(squared_distances(x[i], y[j]))]
+            columns[i] = j[assign(_costs(x[i], y[j]))]
             continue
         u, v = _cut(_some(x, i, rng), _some(y, j, rng), rng)
         rows[low:high] = _halved(i, x[i] @ v.astype(x.dtype), middle - low)
         others[low:high] = _halved(j, y[j] @ u.astype(y.dtype), middle - low)
     return columns
+
+
+def _costs(x, y) -> Float[np.ndarray, "n n"]:
+    """Squared distances of two parts moved to one mean: they differ by a sum over rows and columns.
+
+    Distances of small parts far from one another would lose their digits, and are slower to assign.
+    """
+    first = x - x.mean(axis=0, dtype=np.float64)
+    return squared_distances(first, y - y.mean(axis=0, dtype=np.float64))
 
 
 def _halved(i, values, middle: int) -> Int[np.ndarray, " n"]:
@@ -201,7 +211,7 @@ def _sweep(x, y, columns, places, leaf: int, rng: np.random.Generator) -> None:
             pairs[low:high] = _halved(i, places[i] @ direction, middle - low)
             continue
         j = columns[i]
-        cost = squared_distances(x[i], y[j])
+        cost = _costs(x[i], y[j])
         chosen = assign(cost)
         if np.take_along_axis(cost, chosen[:, None], 1).sum() < np.trace(cost):
             columns[i] = j[chosen]
