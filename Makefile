@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test quick check format docs bench posteriors mutations clean
 
-demo: $(STAMP)  ## sample a real posterior and write demo/report.html
+demo: $(STAMP)  ## sample a real posterior, map one photograph's colours to another's: see demo/
 	$(BIN)/python examples/breast_cancer.py --out demo
+	$(BIN)/python examples/colour_transfer.py --out demo
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 -m "not long"

@@ -32,6 +32,8 @@ SLOW = {
     "blackjax",
     "numpyro",
     "diagnostics",
+    "maps",
+    "floors",
 }
 
 

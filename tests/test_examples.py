@@ -70,3 +70,17 @@ def test_the_readme_names_files_that_exist():
 
 def test_the_readme_has_examples_of_both_kinds():
     assert blocks("python") and blocks("bash")
+
+
+@pytest.mark.slow
+def test_colour_transfer(tmp_path, capfd, monkeypatch):
+    """On few pixels, and by the map that compiles nothing."""
+    module = example("colour_transfer")
+    monkeypatch.setattr(module, "PIXELS", 200)
+    fitted = module.main(tmp_path, "affine")
+    assert fitted.dim == 3 and "W2 to the target" in capfd.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "colours.html",
+        "colours.npz",
+        "colours.png",
+    ]

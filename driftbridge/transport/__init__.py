@@ -7,6 +7,8 @@ from driftbridge.transport.base import Method as Method
 from driftbridge.transport.base import NotSupported as NotSupported
 from driftbridge.transport.base import Stochastic as Stochastic
 from driftbridge.transport.base import TransportMap as TransportMap
+from driftbridge.transport.comparison import Comparison as Comparison
+from driftbridge.transport.comparison import compare as compare
 from driftbridge.transport.entropic import Corrected as Corrected
 from driftbridge.transport.entropic import Debiased as Debiased
 from driftbridge.transport.entropic import Entropic as Entropic
