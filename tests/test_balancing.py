@@ -251,6 +251,29 @@ def test_what_cannot_be_balanced_is_refused(keywords, says):
         balance_weights(**({"x": x, "target": y} | keywords))
 
 
+def test_columns_of_data_frames_are_matched_by_name():
+    pandas = pytest.importorskip("pandas")
+    x, y = two()
+    source = pandas.DataFrame(x, columns=["age", "dose"])
+    target = pandas.DataFrame(y[:, ::-1], columns=["dose", "age"])
+    found = balance_weights(source, target, "linear")
+    expected = balance_weights(x, y, "linear").weights
+    np.testing.assert_allclose(found.weights, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="that of dose stays"):
+        balance_weights(source, target.assign(dose=9.0), "linear")
+    with pytest.raises(ValueError, match="lacks"):
+        balance_weights(source, target.rename(columns={"dose": "mass"}), "linear")
+
+
+def test_constants_are_left_out_only_if_they_agree():
+    x, y = two()
+    same = np.column_stack([x, np.full(40, 0.1)]), np.column_stack([y, np.full(50, 0.1)])
+    found = balance_weights(*same, "linear").weights
+    np.testing.assert_allclose(found, balance_weights(x, y, "linear").weights, rtol=1e-9)
+    with pytest.raises(ValueError, match="that of column 2 stays"):
+        balance_weights(same[0], np.column_stack([y, np.full(50, 3.0)]), "linear")
+
+
 def test_an_interrupted_solve_says_so():
     x, y = two()
     found = balance_weights(x, y, tolerance=1e-9, max_iterations=3)

@@ -12,11 +12,12 @@ from driftbridge.transport.entropy_balancing import (
     largest_effective_size,
     largest_entropy,
     least_imbalance,
+    standardised,
 )
 from driftbridge.transport.maximum_mean_discrepancy import bandwidth_of
 from driftbridge.transport.measures import two_samples
 from driftbridge.transport.mirror_descent import minimise_entropic
-from driftbridge.transport.points import Sample
+from driftbridge.transport.points import Sample, columns_of
 from driftbridge.transport.projected_gradient import Descent, minimise
 from driftbridge.transport.simplex import BoundedSimplex, effective_size
 from driftbridge.transport.wasserstein_balancing import bounded_counts, nearest_counts
@@ -119,7 +120,7 @@ def balance_weights(
     least = 1.0 if ess_min is None else float(ess_min)
     allowed = BoundedSimplex(least)
     if ipm == "linear":
-        return _linear(source, goal, least, moments)
+        return _linear(source, goal, least, moments, columns_of(x) or columns_of(target))
     if ipm == "w1":
         return _w1(source, goal, allowed, tolerance, max_iterations)
     if ipm == "mmd":
@@ -217,8 +218,8 @@ def _sinkhorn(source: Sample, goal: Sample, allowed, epsilon, tolerance, max_ite
     return _result("sinkhorn", found, before, np.sqrt(2 * max(value, 0.0)), 2.0)
 
 
-def _linear(source: Sample, goal: Sample, ess_min: float, moments: int) -> BalancedWeights:
-    features, names = _standardised(source, goal, moments)
+def _linear(source: Sample, goal: Sample, ess_min: float, moments: int, columns):
+    features, names = standardised(source, goal, moments, columns)
     found = largest_entropy(features)
     if found.status == "converged" and effective_size(found.weights) < ess_min:
         found = largest_effective_size(features)
@@ -248,27 +249,6 @@ def _linear(source: Sample, goal: Sample, ess_min: float, moments: int) -> Balan
         num_iterations=found.num_iterations,
         status=found.status,
     )
-
-
-def _standardised(source: Sample, goal: Sample, moments: int):
-    """Covariates less the target's means, over the deviations of both samples; and their names."""
-    x, y = (np.asarray(sample.points, np.float64) for sample in (source, goal))
-    dim = x.shape[1]
-    names = [f"column {i}" for i in range(dim)]
-    if moments == 2:
-        first, second = np.triu_indices(dim)
-        # Products of centred columns: their size tells them apart from the means.
-        centre = goal.weights @ y
-        x, y = (
-            np.concatenate([p, (p - centre)[:, first] * (p - centre)[:, second]], axis=1)
-            for p in (x, y)
-        )
-        names += [f"columns {i} x {j}" for i, j in zip(first, second, strict=True)]
-    mean = goal.weights @ y
-    variance = (x.var(axis=0) + goal.weights @ (y - mean) ** 2) / 2
-    kept = variance > 0
-    features = (x[:, kept] - mean[kept]) / np.sqrt(variance[kept])
-    return features, [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
 
 
 def _w1(source: Sample, goal: Sample, allowed, tolerance, max_iterations) -> BalancedWeights:

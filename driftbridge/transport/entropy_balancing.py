@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from driftbridge.transport.points import Sample
+
 STEPS = 200
 # Differences of moments, in standard deviations, that count as none.
 EXACT = 1e-10
@@ -21,6 +23,31 @@ class Balanced(NamedTuple):
     imbalance: float
     num_iterations: int
     status: str
+
+
+def standardised(source: Sample, goal: Sample, moments: int, columns: tuple[str, ...] | None):
+    """Covariates less the target's means, over the deviations of both samples; and their names."""
+    x, y = (np.asarray(sample.points, np.float64) for sample in (source, goal))
+    dim = x.shape[1]
+    names = [f"column {i}" for i in range(dim)] if columns is None else list(columns)
+    if moments == 2:
+        first, second = np.triu_indices(dim)
+        # Products of centred columns: their size tells them apart from the means.
+        centre = goal.weights @ y
+        x, y = (
+            np.concatenate([p, (p - centre)[:, first] * (p - centre)[:, second]], axis=1)
+            for p in (x, y)
+        )
+        names += [f"{names[i]} times {names[j]}" for i, j in zip(first, second, strict=True)]
+    mean = goal.weights @ y
+    deviation = np.sqrt((x.var(axis=0) + goal.weights @ (y - mean) ** 2) / 2)
+    # What rounding leaves of a constant column is no deviation; the same constant in both samples
+    # leaves nothing to match.
+    size = np.abs(mean) + np.max(np.abs(x), axis=0)
+    unit = np.where(deviation > 1e-12 * size, deviation, np.where(size > 0, size, 1))
+    features = (x - mean) / unit
+    kept = np.max(np.abs(features), axis=0) > 1e-12
+    return features[:, kept], [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
 
 
 def largest_entropy(features: Float[np.ndarray, "n k"]) -> Balanced:

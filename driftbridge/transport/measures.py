@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from driftbridge.transport.points import Sample, as_rows, as_weights
+from driftbridge.transport.points import Sample, as_rows, as_weights, columns_of
 
 
 def two_samples(
@@ -14,14 +14,16 @@ def two_samples(
 
     **Arguments:**
 
-    - `x`, `y`: arrays or data frames; a vector is one column.
+    - `x`, `y`: arrays or data frames; a vector is one column. Of two data frames the columns must
+      have the same names, in any order.
     - `a`, `b`: weights, equal if None.
     - `least`: how many points each must have.
 
     **Raises:** `ValueError` for shapes that do not fit, too few points, values that are not finite,
     or weights that are negative or do not sum to one.
     """
-    points = [as_rows(x, "x"), as_rows(y, "y")]
+    names = columns_of(x) or columns_of(y)
+    points = [as_rows(x, "x", columns=names), as_rows(y, "y", columns=names)]
     points = [np.asarray(p)[:, None] if p.ndim == 1 else np.asarray(p) for p in points]
     for name, rows in zip("xy", points, strict=True):
         if len(rows) < least or rows.shape[1] < 1:
