@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from driftbridge.runtime.compilations import Compilations
+from driftbridge.transport import kernel_sums
 from driftbridge.transport.classifier import classifier_two_sample_test
 from driftbridge.transport.comparison import DISTANCES, compare
 from driftbridge.transport.distances import (
@@ -73,6 +75,26 @@ def test_equal_sizes_say_one_size_and_which_test():
     assert "at n = 40" in found.sentence
     other = compare(x, y, num_permutations=19, test="sliced")
     assert other.test == "sliced" and other.value == found.value
+
+
+def test_new_sizes_of_a_bucket_compile_nothing(monkeypatch):
+    monkeypatch.setattr(kernel_sums, "ON_HOST", 0)
+    names = ("energy", "sliced", "bures", "wasserstein")
+    for name in names:
+        compare(*two(100, 110), name, num_permutations=19, num_splits=3)
+    compilations = Compilations()
+    for name in names:
+        # 190 to 220 points in all, halves of 50 to 62: buckets of 256, 64 and fewer.
+        compare(*two(101, 117, seed=1), name, key=5, num_permutations=19, num_splits=3)
+    assert compilations.programs == 0
+
+
+def test_memory_grows_with_the_points_alone():
+    # 6000 points: their distances alone would take 144 MB; blocks take one or two.
+    size = 6144
+    z, w = np.zeros((size, 20), np.float32), np.zeros((size, 3), np.float32)
+    program = kernel_sums._block_sums.lower(z, w, np.float32(1), kernel="energy").compile()
+    assert program.memory_analysis().temp_size_in_bytes < 8e6
 
 
 def test_a_function_of_two_arrays_is_a_distance():
