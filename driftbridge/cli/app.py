@@ -277,7 +277,10 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file (.npz) for the map.")],
     method: Annotated[
         str,
-        typer.Option(help="auto, affine, corrected, entropic, debiased, progressive."),
+        typer.Option(
+            help="auto, affine, selected, corrected, entropic, debiased, progressive, rearrangement, "
+            "triangular, semidiscrete."
+        ),
     ] = "auto",
     columns: Annotated[
         str | None, typer.Option(help="Columns to map, as a,b,c; all numeric ones if not set.")

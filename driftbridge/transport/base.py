@@ -18,11 +18,12 @@ from driftbridge.transport.streaming import streamed
 if TYPE_CHECKING:
     from driftbridge.transport.report import MapReport
 
+_SMOOTH = "affine, corrected, rearrangement and triangular maps"
 CAPABILITIES = {
-    "inverse": "affine, corrected, rearrangement and triangular maps",
-    "log_det": "affine, corrected, rearrangement and triangular maps",
-    "log_prob": "affine, corrected, rearrangement and triangular maps",
-    "sample": "entropic maps",
+    "inverse": _SMOOTH,
+    "log_det": _SMOOTH,
+    "log_prob": _SMOOTH,
+    "sample": "entropic and semidiscrete maps",
 }
 
 

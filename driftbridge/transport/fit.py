@@ -13,11 +13,18 @@ from driftbridge.transport.base import Method, TransportMap
 from driftbridge.transport.entropic import Corrected, Debiased, Entropic
 from driftbridge.transport.points import POINTS_PER_DIM, Pair, Sample, pair_of
 from driftbridge.transport.progressive import Progressive
+from driftbridge.transport.rearrangement import Rearrangement
 from driftbridge.transport.selection import Selected
+from driftbridge.transport.semidiscrete_map import Semidiscrete
+from driftbridge.transport.triangular import Triangular
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Affine, Corrected, Entropic, Debiased, Progressive, Selected)
-}
+    method.name: method
+    for method in (
+        Affine, Selected, Corrected, Entropic, Debiased, Progressive, Rearrangement, Triangular,
+        Semidiscrete,
+    )
+}  # fmt: skip
 AUTO = "auto"
 # A correlation matrix of this condition number, or worse, has directions without data: columns
 # that are sums of others have 1e12 and more in float32.
@@ -41,10 +48,11 @@ def fit_map(
 
     - `x`, `y`: samples of source and target, arrays `(n, dim)` and `(m, dim)` or data frames with
       the same columns; the columns are kept.
-    - `method`: a name (`affine`, `corrected`, `entropic`, `debiased`, `progressive`, `selected`) or
-      a method object such as `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine`
-      where there are fewer than five points a dimension or a covariance is singular, else
-      `selected`: the corrected entropic map at a regularisation that held-out points choose.
+    - `method`: a name (`affine`, `selected`, `corrected`, `entropic`, `debiased`, `progressive`,
+      `rearrangement`, `triangular`, `semidiscrete`) or a method object such as
+      `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine` where there are fewer
+      than five points a dimension or a covariance is singular, `rearrangement` in one dimension,
+      else `selected`: the corrected entropic map at a regularisation that held-out points choose.
       `T.fit.reason` says which and why.
     - `key`: seed or typed key, for methods that draw.
     - `source_weights`, `target_weights`: `(n,)` and `(m,)`, nonnegative with sum 1; equal if None.
@@ -97,6 +105,8 @@ def _choose(method: str | Method, pair: Pair) -> tuple[Method, str, tuple[str, .
     for name, sample in (("source", pair.source), ("target", pair.target)):
         if _is_singular(sample):
             return Affine(), f"the covariance of the {name} is singular", ()
+    if dim == 1:
+        return Rearrangement(), "in one dimension it is the optimal map", ()
     return Selected(), f"{least} points in {dim} dimensions, with regular covariances", ()
 
 
