@@ -1,5 +1,8 @@
 """Sinkhorn: what its result promises, what it costs to compile, and what it refuses."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +198,30 @@ def test_buckets_hold_their_sizes(n):
     size = bucket(n)
     assert size >= n and bucket(size) == size
     assert n < 4096 or size <= 1.13 * n
+
+
+OVER_DEVICES = """
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+import numpy as np
+from driftbridge.transport.sinkhorn import sinkhorn
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(90, 2)), rng.normal(size=(70, 2)) + 1
+mesh = jax.make_mesh((4,), ("rows",))
+for method, epsilon in (("blocked", 0.1), ("log", 0.1), ("blocked", 0.01)):
+    one = sinkhorn(x, y, epsilon=epsilon, method=method)
+    four = sinkhorn(x, y, epsilon=epsilon, method=method, mesh=mesh)
+    assert four.converged and abs(int(four.num_iterations) - int(one.num_iterations)) <= 1
+    # Sums of 90 numbers in another order, in float32, seen through epsilon.
+    np.testing.assert_allclose(four.f, one.f, atol=1e-3)
+assert four.reason == "rows are spread over devices"
+"""
+
+
+@pytest.mark.slow
+def test_rows_are_spread_over_devices():
+    done = subprocess.run([sys.executable, "-c", OVER_DEVICES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_bad_input_is_named():

@@ -16,11 +16,16 @@ from driftbridge.transport.entropic_problem import (
 )
 from driftbridge.transport.iterate import RUNNING, Iterate, Settings, judged
 
+# Names of axes of a mesh over which the rows are spread; None for one device.
+Axis = tuple[str, ...] | None
+
 # Sums in (LEAST, 1 / LEAST) have their full relative precision in float32.
 LEAST = 1e-30
 
 
-def sweep(problem: Problem, f: Array, g: Array, epsilon: Array) -> tuple[Array, Array]:
+def sweep(
+    problem: Problem, f: Array, g: Array, epsilon: Array, axis: Axis = None
+) -> tuple[Array, Array]:
     """`s_i = sum_j b_j K_ij` and `t_j = sum_i a_i K_ij / s_i`, `K` the plan's density.
 
     One exponential for each entry; a block is used twice while it is in cache.
@@ -33,10 +38,12 @@ def sweep(problem: Problem, f: Array, g: Array, epsilon: Array) -> tuple[Array, 
         return t + product(a / s, density), s
 
     t, s = lax.scan(block, jnp.zeros_like(g), in_blocks(problem, problem.x, f, problem.a))
-    return s.reshape(-1), t
+    return s.reshape(-1), _total(t, axis)
 
 
-def log_sweep(problem: Problem, g: Array, epsilon: Array, of_rows=None) -> tuple[Array, Array]:
+def log_sweep(
+    problem: Problem, g: Array, epsilon: Array, of_rows=None, axis: Axis = None
+) -> tuple[Array, Array]:
     """One iteration from `g` in the log domain, safe for any `g`.
 
     `f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)`, and `g` from `f` likewise; with
@@ -58,19 +65,25 @@ def log_sweep(problem: Problem, g: Array, epsilon: Array, of_rows=None) -> tuple
 
     start = jnp.full_like(g, LOG_ZERO), jnp.zeros_like(g)
     (largest, total), log_s = lax.scan(block, start, in_blocks(problem, problem.x, log_a))
+    if axis is not None:
+        own, largest = largest, lax.pmax(largest, axis)
+        total = lax.psum(total * jnp.exp(own - largest), axis)
     return -epsilon * log_s.reshape(-1), g - epsilon * (largest + jnp.log(total))
 
 
-def iterate_blocked(problem: Problem, start: Iterate, settings: Settings, always_log: bool):
+def iterate_blocked(
+    problem: Problem, start: Iterate, settings: Settings, always_log: bool, axis: Axis = None
+) -> Iterate:
     """Iterate until the status changes; every iteration absorbs its scalings.
 
-    With `always_log` each iteration is taken in the log domain.
+    With `always_log` each iteration is taken in the log domain; with `axis` the rows are those of
+    one device along an axis of a mesh.
     """
 
     def step(iterate: Iterate) -> Iterate:
-        s, t = sweep(problem, iterate.f, iterate.g, iterate.epsilon)
-        fine = in_range(s) & in_range(t)
-        error = jnp.sum(problem.a * jnp.abs(s - 1))
+        s, t = sweep(problem, iterate.f, iterate.g, iterate.epsilon, axis)
+        fine = (_total(jnp.where(in_range(s), 0, 1), axis) == 0) & in_range(t)
+        error = _total(jnp.sum(problem.a * jnp.abs(s - 1)), axis)
         known = judged(iterate._replace(error=error), problem.epsilon, settings, jnp.int32(1))
         ended = known.status == 1
         epsilon = iterate.epsilon
@@ -82,8 +95,9 @@ def iterate_blocked(problem: Problem, start: Iterate, settings: Settings, always
         return jax.tree.map(lambda a, b: jnp.where(fine, a, b), moved, refused)
 
     def log_step(iterate: Iterate) -> Iterate:
-        f, g = log_sweep(problem, iterate.g, iterate.epsilon)
-        error = jnp.sum(problem.a * jnp.abs(jnp.expm1((iterate.f - f) / iterate.epsilon)))
+        f, g = log_sweep(problem, iterate.g, iterate.epsilon, axis=axis)
+        missing = problem.a * jnp.abs(jnp.expm1((iterate.f - f) / iterate.epsilon))
+        error = _total(jnp.sum(missing), axis)
         error = jnp.where(iterate.iterations == 0, jnp.inf, error)
         if not always_log:
             count = iterate.iterations + 1
@@ -106,6 +120,11 @@ def iterate_blocked(problem: Problem, start: Iterate, settings: Settings, always
         return lax.cond(iterate.needs_log, log_step, step, iterate)
 
     return lax.while_loop(lambda iterate: iterate.status == RUNNING, body, start)
+
+
+def _total(values: Array, axis: Axis) -> Array:
+    """The sum over the devices of an axis of a mesh."""
+    return values if axis is None else lax.psum(values, axis)
 
 
 def in_range(sums: Float[Array, " n"]) -> Array:

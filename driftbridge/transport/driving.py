@@ -24,6 +24,7 @@ from driftbridge.transport.iterate import (
 )
 from driftbridge.transport.newton import finish
 from driftbridge.transport.scaling import iterate_stored
+from driftbridge.transport.sharded import solve_sharded
 
 METHODS = ("auto", "stored", "blocked", "log", "newton")
 # Epsilon is annealed below this share of the mean cost.
@@ -48,8 +49,15 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(method: str, problem: Problem, mean: float, tolerance: float) -> Choice:
+def choose(
+    method: str, problem: Problem, mean: float, tolerance: float, over_devices: bool
+) -> Choice:
     """The form for a problem whose mean cost is `mean`."""
+    if over_devices:
+        if method not in ("auto", "blocked", "log"):
+            raise ValueError(f"rows are spread over devices in blocks, not by {method!r}.")
+        chosen = "blocked" if method == "auto" else method
+        return Choice(chosen, False, "rows are spread over devices")
     entries = len(problem.a) * len(problem.b)
     share = float(problem.epsilon) / mean if mean > 0 else np.inf
     is_small = share < ANNEAL_BELOW
@@ -108,11 +116,11 @@ def _settled(problem: Problem, iterate: Iterate) -> tuple[Array, Array]:
     return jax.device_put((f + shift).astype(dtype)), jax.device_put((g - shift).astype(dtype))
 
 
-def to_tolerance(choice: Choice, problem, iterate, tolerance, max_iterations, progress):
+def to_tolerance(choice: Choice, problem, iterate, tolerance, max_iterations, progress, mesh):
     """Potentials, their error, iterations and status; iterated to the tolerance if that can be."""
     aim = tolerance
     while True:
-        iterate = _run(choice, problem, iterate, aim, max_iterations, progress)
+        iterate = _run(choice, problem, iterate, aim, max_iterations, progress, mesh)
         if float(iterate.epsilon) > float(problem.epsilon):
             # The iterations ended in a stage of annealing: its potentials make no plan of the last.
             iterate = _cooled(problem, iterate)
@@ -141,10 +149,14 @@ def _settings(problem: Problem, tolerance: float, max_iterations: int) -> Settin
     )
 
 
-def _run(choice: Choice, problem, iterate: Iterate, tolerance, max_iterations, progress) -> Iterate:
+def _run(
+    choice: Choice, problem, iterate: Iterate, tolerance, max_iterations, progress, mesh
+) -> Iterate:
     form = "stored" if choice.stored else "blocked"
     if choice.method != "newton":
         program = partial(_solve, choice.method)
+        if mesh is not None:
+            program = partial(solve_sharded, mesh, choice.method)
         return _reported(program, problem, iterate, tolerance, max_iterations, progress)
     loose = max(tolerance, STAGE_TOLERANCE)
     program = partial(_solve, form)

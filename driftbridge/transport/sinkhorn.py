@@ -4,6 +4,7 @@ from typing import Any, SupportsFloat
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from driftbridge.runtime.progress import Callback
 from driftbridge.transport.costs import Cost
@@ -29,6 +30,7 @@ def sinkhorn(
     method: str = "auto",
     init: EntropicPlan | tuple[Any, Any] | None = None,
     progress: bool | Callback = False,
+    mesh: Mesh | None = None,
 ) -> EntropicPlan:
     """The plan between two weighted sets of points that minimises `<C, P> + epsilon KL(P | a b)`.
 
@@ -50,6 +52,7 @@ def sinkhorn(
       an epsilon below .02 of the mean cost and for tolerances below `1e-4`.
     - `init`: a plan of the same sizes, or potentials `(f, g)`, to start from without annealing.
     - `progress`: False, True or a callback.
+    - `mesh`: devices to spread the rows over, in the blocked form.
 
     **Returns:** an `EntropicPlan`; read its `status`.
 
@@ -62,7 +65,7 @@ def sinkhorn(
     ready = prepared(x, y, a, b, epsilon, cost)
     problem, dtype = ready.problem, ready.problem.x.dtype
     mean = mean_of_costs(problem)
-    choice = choose(method, problem, mean, float(tolerance))
+    choice = choose(method, problem, mean, float(tolerance), mesh is not None)
     start = float(epsilon)
     if init is None:
         f, g = (np.zeros(len(w), dtype) for w in (problem.a, problem.b))
@@ -74,7 +77,7 @@ def sinkhorn(
     # Scaling meets any start; blocks need potentials that fit the costs.
     iterate = first(f, g, np.asarray(start, dtype), needs_log=not choice.stored)
     f, g, error, iterations, status = to_tolerance(
-        choice, problem, iterate, float(tolerance), int(max_iterations), progress
+        choice, problem, iterate, float(tolerance), int(max_iterations), progress, mesh
     )
     return EntropicPlan(
         x=ready.points[0],
