@@ -79,6 +79,61 @@ def _double(points: np.ndarray) -> np.ndarray:
     return np.asarray(points, np.float64)
 
 
+# Steps of the neural peers: their defaults are 20 000 and 10 000, an hour or more on two cores.
+NEURAL_STEPS, BATCH = 2000, 128
+
+
+def _batches(points: np.ndarray, seed: int):
+    """Random batches without end."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield jnp.asarray(points[rng.integers(0, len(points), BATCH)], jnp.float32)
+
+
+def ott_neural_dual(x, y):
+    """The neural dual solver of ott-jax with its networks and optimizers, 2000 steps."""
+    from ott.neural.methods.neuraldual import W2NeuralDual
+
+    solver = W2NeuralDual(x.shape[1], num_train_iters=NEURAL_STEPS, valid_freq=NEURAL_STEPS + 1)
+    solved = solver(*(_batches(points, seed) for seed, points in enumerate((x, y, x, y))))
+    return lambda new: np.asarray(solved.transport(jnp.asarray(new, jnp.float32)))
+
+
+def ott_monge_gap(x, y):
+    """A perceptron by ott-jax's Monge gap and Sinkhorn divergence, 2000 steps."""
+    import jax
+    from ott.geometry import pointcloud
+    from ott.neural.methods.monge_gap import MongeGapEstimator, monge_gap_from_samples
+    from ott.neural.networks.potentials import PotentialMLP
+    from ott.tools.sinkhorn_divergence import sinkhorn_divergence
+
+    epsilon = 0.05 * centred_cost(x, y)
+
+    def divergence(image, target):
+        value = sinkhorn_divergence(
+            pointcloud.PointCloud, x=image, y=target, epsilon=epsilon, static_b=True
+        )[0]
+        return value, None
+
+    def gap(source, image):
+        return monge_gap_from_samples(source, image, epsilon=epsilon), None
+
+    network = PotentialMLP(dim_hidden=[64, 64, 64], is_potential=False, act_fn=jax.nn.gelu)
+    solver = MongeGapEstimator(
+        x.shape[1], network, fitting_loss=divergence, regularizer=gap,
+        num_train_iters=NEURAL_STEPS,
+    )  # fmt: skip
+    state, _ = solver.train_map_estimator(
+        *(_batches(points, seed) for seed, points in enumerate((x, y, x, y)))
+    )
+    return lambda new: np.asarray(
+        state.apply_fn({"params": state.params}, jnp.asarray(new, jnp.float32))
+    )
+
+
+NEURAL: dict[str, Fit] = {"ott neural dual": ott_neural_dual, "ott Monge gap": ott_monge_gap}
+
+
 def quiet(call: Callable, *arguments):
     """A peer's call with its warnings (deprecated names, limits reached) put aside."""
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """Maps between data sets, ours and those of ott-jax and POT, on points held out.
 
-    python -m benchmarks.maps [--rows NAME] [--seeds N] [--small] [--save] [--strict]
+    python -m benchmarks.maps [--rows NAME] [--seeds N] [--neural] [--small] [--save] [--strict]
 
 Each row is a pair of data sets, five random splits unless told. The error is
 
@@ -22,7 +22,7 @@ import time
 import numpy as np
 
 import driftbridge as db
-from benchmarks.map_peers import PEERS, quiet
+from benchmarks.map_peers import NEURAL, PEERS, quiet
 from benchmarks.map_problems import PROBLEMS, Problem
 from benchmarks.timing import machine, parser_of, record
 from driftbridge.transport.comparison import compare
@@ -90,7 +90,12 @@ def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--rows", action="append", choices=PROBLEMS, help="a row; repeat for more")
     parser.add_argument("--seeds", type=int, default=SPLITS, help="random splits")
+    parser.add_argument(
+        "--neural", action="store_true", help="ott's neural dual and Monge gap too (flax; minutes)"
+    )
     chosen = parser.parse_args()
+    if chosen.neural:
+        PEERS.update(NEURAL)
     names = chosen.rows or (["malignant to benign"] if chosen.small else list(PROBLEMS))
     seeds = 2 if chosen.small else chosen.seeds
     print(

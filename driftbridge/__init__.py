@@ -17,6 +17,7 @@ from driftbridge.targets.base import Target as Target
 from driftbridge.targets.density import from_density as from_density
 from driftbridge.targets.glm import GLM as GLM
 from driftbridge.targets.numpyro import from_numpyro as from_numpyro
+from driftbridge.transport.balancing import balance_weights as balance_weights
 from driftbridge.transport.base import TransportMap as TransportMap
 from driftbridge.transport.fit import fit_map as fit_map
 

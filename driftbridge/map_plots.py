@@ -117,6 +117,33 @@ def _spread(points: np.ndarray, most: int) -> np.ndarray:
 
 
 @_styled
+def distances(report: "MapReport") -> "Figure":
+    """Each distance to the target before and after, on the scale of its floor.
+
+    The band is the floor, what two samples of the target's law show, with two of its standard
+    deviations on either side.
+    """
+    rows = (
+        ("W2", report.before, report.after),
+        ("energy distance", report.energy_before, report.energy_after),
+    )
+    figure = new_figure(1.5)
+    for axis, (name, before, after) in zip(figure.subplots(1, 2), rows, strict=True):
+        low = max(after.floor - 2 * after.floor_spread, 0.0)
+        axis.axvspan(low, after.floor + 2 * after.floor_spread, color=TARGET, alpha=0.25, lw=0)
+        axis.axvline(after.floor, color=TARGET, lw=1.0)
+        axis.plot([after.value, before.value], [0, 0], color=LINE, lw=1.2, zorder=1)
+        axis.scatter([before.value], [0], s=45, color=SOURCE, lw=0, zorder=2)
+        axis.scatter([after.value], [0], s=45, color=IMAGE, lw=0, zorder=3)
+        axis.set_xlim(0, 1.08 * max(before.value, after.value, after.floor))
+        axis.set_ylim(-1, 1)
+        axis.set_yticks([])
+        axis.set_title(name)
+    heading(figure, "", [("source", SOURCE), ("image", IMAGE), ("floor", TARGET)])
+    return figure
+
+
+@_styled
 def columns(report: "MapReport", count: int = COLUMNS) -> "Figure":
     """Densities of single coordinates: those in which source and target differ most."""
     source, image, target = (

@@ -83,7 +83,8 @@ def _distances(report: "MapReport") -> str:
     )
     return (
         f"<h2>Distances to the target</h2><p>{text}</p>"
-        f'<div class="panel"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        + figure(map_plots.distances(report), "distances")
+        + f'<div class="panel"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
         "</div>"
     )
 

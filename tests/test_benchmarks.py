@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
         ("kills", "of 3"),
         ("swap", "| eight_schools | driftbridge |"),
         ("chain_counts", "| 4 | MALT |"),
+        ("apply", "| 4,000 |"),
+        ("maps", "driftbridge auto"),
     ],
 )
 def test_small_benchmark_prints_its_table(name, shows):

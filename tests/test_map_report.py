@@ -74,7 +74,7 @@ def test_page(reported, tmp_path):
     page = map_report.write(report, tmp_path / "map.html", "A <title>").read_text()
     assert (
         "A &lt;title&gt;" in page
-        and page.count("<svg") == 2
+        and page.count("<svg") == 3
         and "http" not in page.split("<body")[0]
     )
     assert report.sentence in page and "Round trip" in page

@@ -278,7 +278,8 @@ def fit(
     method: Annotated[
         str,
         typer.Option(
-            help="auto, affine, selected, corrected, entropic, debiased, progressive, rearrangement, "
+            help="auto, affine, selected, corrected, entropic, debiased, progressive, "
+            "rearrangement, "
             "triangular, semidiscrete."
         ),
     ] = "auto",
