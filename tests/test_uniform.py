@@ -7,7 +7,7 @@ from scipy import stats
 from scipy.stats.qmc import discrepancy
 
 from driftbridge.transport.saved import load
-from driftbridge.transport.uniform import to_uniform
+from driftbridge.transport.uniform import METHODS, to_uniform
 
 
 def banana(n, seed=0):
@@ -31,10 +31,8 @@ def test_the_floor_is_the_mean_of_independent_uniform_points():
     assert abs(np.mean(found) - floor(60, 3)) < 4 * error
 
 
-@pytest.mark.parametrize(
-    "method",
-    [*(pytest.param(m, marks=pytest.mark.slow) for m in ("kernel", "gaussian")), "rank"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_inverse_and_density_belong_to_the_map(x64, method):
     T = to_uniform(banana(150), method)
     x = banana(20, seed=2)
