@@ -131,6 +131,11 @@ def test_progress_reports_iterations():
     assert seen[-1].phase == "Sinkhorn" and seen[-1].done == plan.num_iterations
     assert "marginal error" in seen[-1].note
     assert abs(int(plan.num_iterations) - int(silent.num_iterations)) <= len(seen)
+    plan = sinkhorn(x, y, epsilon=0.005 * mean_cost(x, y), progress=seen.append)
+    silent = sinkhorn(x, y, epsilon=0.005 * mean_cost(x, y))
+    assert plan.converged and seen[-1].done == plan.num_iterations and "Newton" in seen[-1].note
+    # Newton's own steps are the same; the scaling before may end an iteration later.
+    assert abs(int(plan.num_iterations) - int(silent.num_iterations)) <= 50
 
 
 def test_pairs_have_the_law_of_the_plan():

@@ -22,7 +22,7 @@ from driftbridge.transport.iterate import (
     Iterate,
     Settings,
 )
-from driftbridge.transport.newton import finish
+from driftbridge.transport.newton import advance, begin, ended
 from driftbridge.transport.scaling import iterate_stored
 from driftbridge.transport.sharded import solve_sharded
 
@@ -83,7 +83,8 @@ def _solve(method: str, problem: Problem, start: Iterate, settings: Settings) ->
     return iterate_blocked(problem, start, settings, always_log=method == "log")
 
 
-_finish = jax.jit(finish, static_argnames="stored")
+_begin, _ended = jax.jit(begin), jax.jit(ended)
+_advance = jax.jit(advance, static_argnames="stored")
 
 
 @jax.jit
@@ -163,9 +164,26 @@ def _run(
     iterate = _reported(program, problem, iterate, loose, max_iterations, progress)
     if int(iterate.status) != CONVERGED or tolerance >= STAGE_TOLERANCE:
         return iterate
-    program = partial(_finish, stored=choice.stored)
-    iterate = iterate._replace(status=jax.device_put(np.int32(RUNNING)))
-    return _reported(program, problem, iterate, tolerance, max_iterations, progress)
+    return _newton(choice, problem, iterate, tolerance, max_iterations, progress)
+
+
+def _newton(choice, problem, iterate, tolerance, max_iterations, progress) -> Iterate:
+    """Newton's method from a loose iterate; reports between steps."""
+    settings, state = _settings(problem, tolerance, max_iterations), _begin(problem, iterate)
+    report, start = reporter(progress), int(iterate.iterations)
+    began, count, done = time.perf_counter(), 1 if progress else max_iterations, start
+    while int(state.status) == RUNNING and done < max_iterations:
+        until = jax.device_put(np.int32(min(done + count, max_iterations)))
+        state = _advance(problem, state, settings, choice.stored, until)
+        if progress:
+            done, seconds = int(state.count), time.perf_counter() - began
+            note = f"Newton, marginal error {float(state.best.error):.2g}"
+            rate = (done - start) / seconds
+            report(Progress("Sinkhorn", done, max_iterations, rate, None, note))
+            count = max(1, int(rate * CHUNK_SECONDS))
+        else:
+            done = max_iterations
+    return _ended(problem, iterate, state)
 
 
 def _reported(program, problem, iterate, tolerance, max_iterations, progress) -> Iterate:

@@ -87,6 +87,25 @@ def finish(problem: Problem, start: Iterate, settings: Settings, stored: bool) -
     Nielsen (1999), Damping parameter in Marquardt's method, eq. (2.5).
     """
 
+    state = begin(problem, start)
+    state = advance(problem, state, settings, stored, settings.max_iterations)
+    return ended(problem, start, state)
+
+
+def begin(problem: Problem, start: Iterate) -> Newton:
+    """The state before the first look at `start`."""
+    infinite = jnp.full_like(problem.epsilon, jnp.inf)
+    nothing = Columns(start.g, start.f, jnp.zeros_like(start.g), infinite)
+    zero = jnp.zeros_like(start.iterations)
+    damping = jnp.full_like(infinite, DAMPING)
+    return Newton(start.g, nothing, damping, start.iterations, zero, jnp.full_like(zero, RUNNING))
+
+
+def advance(
+    problem: Problem, state: Newton, settings: Settings, stored: bool, until: Array
+) -> Newton:
+    """Steps until the status changes or, between two steps, `until` iterations are done."""
+
     def body(state: Newton) -> Newton:
         at = columns_of(problem, state.g)
         count = state.count + 1
@@ -102,18 +121,23 @@ def finish(problem: Problem, start: Iterate, settings: Settings, stored: bool) -
             known,
         )
 
-    infinite = jnp.full_like(problem.epsilon, jnp.inf)
-    nothing = Columns(start.g, start.f, jnp.zeros_like(start.g), infinite)
-    zero = jnp.zeros_like(start.iterations)
-    damping = jnp.full_like(infinite, DAMPING)
-    state = Newton(start.g, nothing, damping, start.iterations, zero, jnp.full_like(zero, RUNNING))
-    state = lax.while_loop(lambda state: state.status == RUNNING, body, state)
+    def goes_on(state: Newton):
+        return (state.status == RUNNING) & (state.count < until)
+
+    return lax.while_loop(goes_on, body, state)
+
+
+def ended(problem: Problem, start: Iterate, state: Newton) -> Iterate:
+    """The best potentials seen."""
+    # Before the first look nothing is known of `start` that its own iteration did not know.
+    seen = jnp.isfinite(state.best.error)
+    unfinished = jnp.where(state.status == RUNNING, MAX_ITERATIONS, state.status)
     return start._replace(
         f=state.best.f,
         g=state.best.g,
-        error=state.best.error,
+        error=jnp.where(seen, state.best.error, start.error),
         iterations=state.count,
-        status=state.status,
+        status=unfinished.astype(jnp.int32),
         epsilon=problem.epsilon,
     )
 
