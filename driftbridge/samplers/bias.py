@@ -100,7 +100,7 @@ class Bias:
         columns = {}
         for name, moment in moments.items():
             columns |= {f"{name}_bias": moment.estimate, f"{name}_error": moment.error}
-        return pandas.DataFrame(columns, index=list(self.names))
+        return pandas.DataFrame(columns, index=pandas.Index(self.names))
 
     @property
     def threshold(self) -> float:

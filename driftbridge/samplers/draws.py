@@ -234,7 +234,7 @@ class Draws:
         """
         import pandas
 
-        return pandas.DataFrame(self.statistics, index=list(self.names))
+        return pandas.DataFrame(self.statistics, index=pandas.Index(self.names))
 
     def stein_discrepancy(self, max_draws: int = 2000, key: int | Key[Array, ""] = 0) -> "KSD":
         """Kernel Stein discrepancy of the draws from the target, with the test that it is zero.

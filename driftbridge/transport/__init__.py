@@ -10,6 +10,7 @@ from driftbridge.transport.base import NotSupported as NotSupported
 from driftbridge.transport.base import Stochastic as Stochastic
 from driftbridge.transport.base import TransportMap as TransportMap
 from driftbridge.transport.certificate import Certificate as Certificate
+from driftbridge.transport.classifier import ClassifierTest as ClassifierTest
 from driftbridge.transport.classifier import (
     classifier_two_sample_test as classifier_two_sample_test,
 )
@@ -22,6 +23,7 @@ from driftbridge.transport.couplings import GlobalSinkhorn as GlobalSinkhorn
 from driftbridge.transport.couplings import Independent as Independent
 from driftbridge.transport.couplings import Paired as Paired
 from driftbridge.transport.couplings import SemidiscreteCoupling as SemidiscreteCoupling
+from driftbridge.transport.distances import SinkhornDivergence as SinkhornDivergence
 from driftbridge.transport.distances import bures_wasserstein as bures_wasserstein
 from driftbridge.transport.distances import gaussian_wasserstein as gaussian_wasserstein
 from driftbridge.transport.distances import sinkhorn_divergence as sinkhorn_divergence
@@ -34,8 +36,11 @@ from driftbridge.transport.entropic_plan import EntropicPlan as EntropicPlan
 from driftbridge.transport.exact import OptimalCoupling as OptimalCoupling
 from driftbridge.transport.exact import optimal_coupling as optimal_coupling
 from driftbridge.transport.fit import fit_map as fit_map
+from driftbridge.transport.goodness_of_fit import KSD as KSD
 from driftbridge.transport.goodness_of_fit import goodness_of_fit as goodness_of_fit
+from driftbridge.transport.maximum_mean_discrepancy import KernelDiscrepancy as KernelDiscrepancy
 from driftbridge.transport.maximum_mean_discrepancy import energy_distance as energy_distance
+from driftbridge.transport.maximum_mean_discrepancy import kernel_discrepancy as kernel_discrepancy
 from driftbridge.transport.maximum_mean_discrepancy import mmd as mmd
 from driftbridge.transport.minibatch import MinibatchOT as MinibatchOT
 from driftbridge.transport.one_dimensional import wasserstein_1d as wasserstein_1d
@@ -51,4 +56,5 @@ from driftbridge.transport.sliced import sliced_wasserstein as sliced_wasserstei
 from driftbridge.transport.triangular import Triangular as Triangular
 from driftbridge.transport.unbalanced import partial_sinkhorn as partial_sinkhorn
 from driftbridge.transport.unbalanced import unbalanced_sinkhorn as unbalanced_sinkhorn
+from driftbridge.transport.uniform import UniformMap as UniformMap
 from driftbridge.transport.uniform import to_uniform as to_uniform
