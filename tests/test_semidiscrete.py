@@ -128,6 +128,16 @@ def test_points_far_from_the_origin_keep_their_digits():
     np.testing.assert_allclose(found.g, line_potential(POINTS, WEIGHTS), atol=0.2)
 
 
+@pytest.mark.slow
+def test_clusters_of_different_scales_get_their_masses():
+    # Distances of neighbours of .001 and .1, and half of the mass at each: one size of step would
+    # not do, nor would a fast fall of the regularisation (it ends at chi2 = .012).
+    rng = np.random.default_rng(0)
+    y = np.concatenate([0.01 * rng.normal(size=(100, 2)), 5 + rng.normal(size=(100, 2))])
+    found = semidiscrete(lambda key, n: jax.random.normal(key, (n, 2)), y)
+    assert found.converged and found.solve.error.chi2 < 0.01
+
+
 def test_a_point_without_weight_gets_no_mass():
     weights = np.array([0.5, 0.0, 0.5])
     found = semidiscrete(line, np.array([[-1.0], [0.0], [1.0]]), target_weights=weights)

@@ -63,7 +63,7 @@ class HierarchicalRefinement(TableCoupling):
         y: Any,
         *,
         leaf: int = 256,
-        sweeps: int = 4,
+        sweeps: int = 2,
         key: int | Key[Array, ""] = 0,
     ):
         self.x, self.y = tables(x, y)

@@ -23,9 +23,13 @@ from driftbridge.transport.resampling import Draw, as_draw, as_table
 # Entries of one matrix of scores, 32 MiB in float32, and draws of one step.
 BLOCK, MOST_BATCH = 1 << 23, 1024
 # Steps of one compiled chunk, and draws per point while the regularisation falls.
-CHUNK, ANNEALING = 100, 100
+CHUNK, ANNEALING = 100, 200
+# Factor on the first steps without regularisation.
+LATE = 4.0
 # Draws with which the first step is chosen, and points among which neighbours are looked for.
 PILOT, NEIGHBOURS = 1024, 512
+# Points and columns up to which the neighbours of all are found.
+MANY, LOW = 20_000, 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +156,10 @@ def semidiscrete(
     `epsilon = 0` `E_x[min_j c(x, y_j) - g_j] + sum_j b_j g_j`, by stochastic ascent: a step adds
     `step (b_j - p_j) / b_j`, with `p_j` the mean of the conditional probabilities over fresh draws.
     The regularisation first falls from the mean cost to the wanted one (without one, to a quarter
-    of the squared distance of neighbours); then the steps decrease as `t^(-2/3)`, and the
-    potential is the average of the iterates with weights that grow as `t^2`.
+    of the width of a cell times the distance of neighbours); then the steps decrease as
+    `t^(-1/2)`, and the potential is the average of the iterates with weights that grow as `t^2`.
+    Where the error stops falling, what is left are masses that have to move past many points, and
+    the regularisation falls once more, three times as slowly.
 
     It stops where the `chi^2` distance of the masses from the weights lies below `tolerance` by
     two standard errors, and so does an estimate from draws that were not used before.
@@ -195,9 +201,9 @@ def semidiscrete(
     )
     batch = batch_size or _batch(size)
     steps_key, checks_key, pilot_key = (fold_in(as_key(key), number) for number in range(3))
-    schedule = _schedule(problem, weights, points, pilot_key, epsilon, batch, max_iterations)
+    schedule, pace = _schedule(problem, weights, points, pilot_key, epsilon, batch, max_iterations)
     ascent = _ascend(
-        problem, schedule, steps_key, checks_key, epsilon, tolerance, max_iterations, batch
+        problem, schedule, pace, steps_key, checks_key, epsilon, tolerance, max_iterations, batch
     )
     g, iterations, status, history, error = ascent
     potential = np.asarray(g, np.float64) - weights @ np.asarray(g, np.float64)[: len(weights)]
@@ -228,29 +234,38 @@ class _Problem(eqx.Module):
 class _Schedule(NamedTuple):
     """Regularisation and step by iteration, on the host.
 
-    - `first`, `last`: the regularisation, over the first `annealing` iterations.
-    - `scale`: the least size of a step: where cells are hardly softened, neighbours' distance is
-      what a potential is moved by.
+    - `first`, `last`: the regularisation, over `annealing` iterations from iteration `start`.
     - `share`: of a step that is taken where a batch does not hit every point.
+    - `late`: factor of the first steps after that.
     """
 
     first: float
     last: float
-    scale: float
+    start: int
     annealing: int
     share: float
+    late: float
+
+    @property
+    def annealed(self) -> int:
+        """The iteration from which the regularisation is the last."""
+        return self.start + self.annealing
+
+    def again(self, t: int) -> "_Schedule":
+        """The schedule from iteration `t` on, three times as slow."""
+        return self._replace(start=t, annealing=3 * self.annealing)
 
     def epsilon(self, t):
-        fraction = np.minimum(t / self.annealing, 1)
+        fraction = np.minimum((t - self.start) / self.annealing, 1)
         return self.first * (self.last / self.first) ** fraction
 
     def step(self, t):
-        late = np.maximum(t - self.annealing, 0) * self.share / 10
-        factor = np.where(t < self.annealing, 1.0, 2 * (1 + late) ** (-2 / 3))
-        return self.share * factor * np.maximum(self.epsilon(t), self.scale)
+        epochs = np.maximum(t - self.annealed, 0) * self.share
+        slowed = self.late / np.sqrt(1 + epochs / 10)
+        return self.share * np.where(t < self.annealed, 1.0, slowed)
 
     def averaging(self, t):
-        late = t - self.annealing
+        late = t - self.annealed
         return np.where(late < 0, 1.0, np.minimum(1, 3 / (np.maximum(late, 0) + 3)))
 
 
@@ -271,17 +286,25 @@ def _batch(size: int) -> int:
     return 1 << (max(64, min(MOST_BATCH, BLOCK // size)).bit_length() - 1)
 
 
-def _schedule(problem, weights, points, key, epsilon, batch, max_iterations) -> _Schedule:
+def _schedule(problem, weights, points, key, epsilon, batch, max_iterations):
+    """The schedule, and the least step of each point."""
     x = np.asarray(_pilot(problem, key), np.float64)
     y = np.asarray(points[: len(weights)], np.float64)
+    dim = y.shape[1]
     mean_cost = (np.mean(np.sum(x**2, axis=1)) + weights @ np.sum(y**2, axis=1)) / 2
-    scale = min(spacing(y) / 4, mean_cost)
-    last = epsilon if epsilon > 0 else scale
+    # The share of a point's mass that a potential moves is over the width of its cell times the
+    # distance of its neighbours: the inverse of the Hessian's diagonal over the mass.
+    width = np.sqrt(np.mean(np.var(x, axis=0))) * len(y) ** (-1 / dim)
+    pace = np.zeros(problem.points.shape[0])
+    pace[: len(y)] = np.minimum(width * _distances(y) / 4, mean_cost)
+    last = epsilon if epsilon > 0 else float(np.median(pace[: len(y)]))
     # A point is hit once in n / batch steps: larger steps would throw it out of its cell.
     share = min(1.0, batch / len(weights))
     wanted = CHUNK * -(-int(ANNEALING / share) // CHUNK)
     annealing = min(wanted, CHUNK * (max_iterations // (4 * CHUNK)))
-    return _Schedule(max(mean_cost, last), last, scale, annealing, share)
+    # Cells have facets, across which larger steps average out; a soft plan has none.
+    late = LATE if epsilon == 0 else 1.0
+    return _Schedule(max(mean_cost, last), last, 0, annealing, share, late), pace
 
 
 def spacing(y: Float[np.ndarray, "n dim"]) -> float:
@@ -289,28 +312,46 @@ def spacing(y: Float[np.ndarray, "n dim"]) -> float:
 
     Infinite for points that are all equal.
     """
-    from scipy.spatial import KDTree
-
     some = np.unique(y[np.unique(np.linspace(0, len(y) - 1, NEIGHBOURS).astype(int))], axis=0)
     if len(some) < 2:
         return np.inf
-    distances, _ = KDTree(some).query(some, k=2)
     thinning = (len(some) / len(y)) ** (2 / y.shape[1])
-    return float(np.median(distances[:, 1]) ** 2 * thinning)
+    return float(np.median(_nearest(some)) ** 2 * thinning)
 
 
-def _ascend(problem, schedule, key, checks_key, epsilon, tolerance, max_iterations, batch):
+def _distances(y: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+    """Distance of each point from the nearest other one; infinite if all are equal.
+
+    In a large table of many columns, where distances are alike and take long, it is one for all.
+    """
+    if len(y) > MANY and y.shape[1] > LOW:
+        return np.full(len(y), np.sqrt(spacing(y)))
+    different, place = np.unique(y, axis=0, return_inverse=True)
+    if len(different) < 2:
+        return np.full(len(y), np.inf)
+    return _nearest(different)[place.reshape(-1)]
+
+
+def _nearest(points: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+    from scipy.spatial import KDTree
+
+    return KDTree(points).query(points, k=2)[0][:, 1]
+
+
+def _ascend(problem, schedule, pace, key, checks_key, epsilon, tolerance, max_iterations, batch):
     """Chunks of steps until a check and a second look agree that the tolerance is met."""
     size, dtype = problem.points.shape[0], problem.points.dtype
     g = average = jnp.asarray(np.zeros(size, dtype))
-    history, t, next_check, checks = [], 0, schedule.annealing + 5 * CHUNK, 0
-    wanted = epsilon == 0
+    history, t, next_check, checks = [], 0, schedule.annealed + 5 * CHUNK, 0
+    pace, wanted = as_dtype(pace, dtype), epsilon == 0
     while True:
-        hard = wanted and t >= schedule.annealing
+        hard = wanted and t >= schedule.annealed
         times = np.arange(t, t + CHUNK)
         rows = (schedule.epsilon(times), schedule.step(times), schedule.averaging(times))
         rows = as_dtype(np.stack(rows, axis=1), dtype)
-        g, average = _steps(problem, g, average, key, times.astype(np.int32), rows, batch, hard)
+        g, average = _steps(
+            problem, pace, g, average, key, times.astype(np.int32), rows, batch, hard
+        )
         t += CHUNK
         last = t + CHUNK > max_iterations
         if t < next_check and not last:
@@ -332,6 +373,14 @@ def _ascend(problem, schedule, key, checks_key, epsilon, tolerance, max_iteratio
             if last or status == "converged":
                 return average, t, status, history, error
         checks += 1
+        slower = schedule.again(t)
+        if _has_stalled(history) and slower.annealed + 5 * CHUNK <= max_iterations:
+            schedule, g, next_check = slower, average, slower.annealed + 5 * CHUNK
+
+
+def _has_stalled(history) -> bool:
+    """Whether the last check found less than a fifth less than the one before."""
+    return len(history) > 1 and history[-1][1] > 0.8 * history[-2][1]
 
 
 @eqx.filter_jit
@@ -340,7 +389,7 @@ def _pilot(problem: _Problem, key: Key[Array, ""]) -> Float[Array, "m dim"]:
 
 
 @eqx.filter_jit
-def _steps(problem, g, average, key, times, rows, batch: int, is_hard: bool):
+def _steps(problem, pace, g, average, key, times, rows, batch: int, is_hard: bool):
     """One chunk of steps; `rows` hold regularisation, step and weight of the new iterate."""
     weights = problem.weights
     relative = jnp.where(weights > 0, 1 / jnp.where(weights > 0, weights, 1), 0)
@@ -351,7 +400,8 @@ def _steps(problem, g, average, key, times, rows, batch: int, is_hard: bool):
         x = problem.draw(fold_in(key, t), batch)
         scores = scores_of(problem.points, weights, epsilon, is_hard)(g, x)
         masses = mean_probabilities(scores, epsilon, is_hard)
-        g = g + size * (weights - masses) * relative
+        scale = pace if is_hard else jnp.maximum(pace, epsilon)
+        g = g + size * scale * (weights - masses) * relative
         return (g, average + share * (g - average)), None
 
     return jax.lax.scan(step, (g, average), (times, rows))[0]
