@@ -29,7 +29,7 @@ from benchmarks.timing import (
     verdict,
 )
 from driftbridge.runtime.compilations import Compilations
-from driftbridge.transport.driving import _solve
+from driftbridge.transport.driving import solve_form
 from driftbridge.transport.iterate import Settings, first
 from driftbridge.transport.prepared import prepared
 from driftbridge.transport.sinkhorn import sinkhorn
@@ -137,13 +137,13 @@ def time_forms(n: int, dim: int) -> tuple[list[Row], list[str]]:
 
         def run(count, form=form, start=start):
             settings = Settings(np.float32(0), np.int32(count))
-            return jax.block_until_ready(_solve(form, problem, start, settings))
+            return jax.block_until_ready(solve_form(form, problem, start, settings))
 
         run(1)
         programs[form] = partial(run, many)
         programs[f"{form}, few"] = partial(run, few)
         settings = Settings(np.float32(0), np.int32(1))
-        needs = _solve.lower(form, problem, start, settings).compile().memory_analysis()
+        needs = solve_form.lower(form, problem, start, settings).compile().memory_analysis()
         mebibytes = needs.temp_size_in_bytes / 2**20
         lines.append(f"n {n}, d {dim}: the {form} form holds {mebibytes:.0f} MiB")
     timings = paired(programs, pairs=3, control=())

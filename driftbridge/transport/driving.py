@@ -77,7 +77,8 @@ def choose(
 
 
 @partial(jax.jit, static_argnames="method")
-def _solve(method: str, problem: Problem, start: Iterate, settings: Settings) -> Iterate:
+def solve_form(method: str, problem: Problem, start: Iterate, settings: Settings) -> Iterate:
+    """Iterate in the form "stored", "blocked" or "log" until the status changes."""
     if method == "stored":
         return iterate_stored(problem, start, settings)
     return iterate_blocked(problem, start, settings, always_log=method == "log")
@@ -155,12 +156,12 @@ def _run(
 ) -> Iterate:
     form = "stored" if choice.stored else "blocked"
     if choice.method != "newton":
-        program = partial(_solve, choice.method)
+        program = partial(solve_form, choice.method)
         if mesh is not None:
             program = partial(solve_sharded, mesh, choice.method)
         return _reported(program, problem, iterate, tolerance, max_iterations, progress)
     loose = max(tolerance, STAGE_TOLERANCE)
-    program = partial(_solve, form)
+    program = partial(solve_form, form)
     iterate = _reported(program, problem, iterate, loose, max_iterations, progress)
     if int(iterate.status) != CONVERGED or tolerance >= STAGE_TOLERANCE:
         return iterate
