@@ -132,6 +132,7 @@ def triangular():
     return fit_map(x, y, Triangular()), x, y
 
 
+@pytest.mark.slow
 def test_the_triangular_map_is_inverted_and_triangular(triangular):
     transport, x, _ = triangular
     image = transport(x)

@@ -45,7 +45,7 @@ class ConditionalOT(TableCoupling):
 
     **Raises:** `ValueError` for arguments that do not fit one another.
 
-    Cheng and Schwing (2025), arXiv 2503.10636, section 4.
+    Cheng and Schwing (2025), arXiv 2503.10636.
     """
 
     x: Float[Array, "n dim"]

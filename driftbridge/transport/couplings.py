@@ -196,7 +196,7 @@ class Corruption(Coupling):
     - `sigma`: `> 0`: without noise `x0` lies on the image of `m`, where no density exists.
     - `weights`: of points, None for equal ones.
 
-    Albergo, Goldstein, Boffi, Ranganath and Vanden-Eijnden (2023), arXiv 2310.03725, section 3.
+    Albergo, Goldstein, Boffi, Ranganath and Vanden-Eijnden (2023), arXiv 2310.03725.
     """
 
     target: Draw

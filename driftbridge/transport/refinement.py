@@ -47,8 +47,8 @@ class HierarchicalRefinement(TableCoupling):
 
     Memory grows as `n dim + leaf^2`, time as `n log n dim + n leaf^2` for each sweep at worst.
 
-    The recursion is that of Halmos et al. (2025), arXiv 2503.03025, algorithm 1, where every cut is
-    found by low-rank Sinkhorn; the alternating cut and the sweeps are our own.
+    The recursion is that of Halmos et al. (2025), arXiv 2503.03025, where every cut is found
+    by low-rank Sinkhorn; the alternating cut and the sweeps are our own.
     """
 
     x: Float[Array, "n dim"]

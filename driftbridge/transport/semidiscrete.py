@@ -182,7 +182,7 @@ def semidiscrete(
     **Raises:** `ValueError` for arguments outside their range or a source that cannot be traced.
 
     Genevay, Cuturi, Peyré and Bach (2016), arXiv 1605.08527, section 4; for the falling
-    regularisation Genans, Godichon-Baggioni, Vialard and Wintenberger (2025).
+    regularisation Genans, Godichon-Baggioni, Vialard and Wintenberger (2025), arXiv 2510.27340.
     """
     start = time.perf_counter()
     epsilon, tolerance = float(epsilon), float(tolerance)

@@ -46,7 +46,7 @@ class Semidiscrete(Method):
     With `epsilon = 0` it is piecewise constant: every image is a point of the target, and all of
     them get their weight. With `epsilon > 0` it is smooth, and for a target that has finitely many
     points and `epsilon ~ n^{-1/2}` its squared error falls as `n^{-1/2}` in any dimension, which no
-    estimator betters (Pooladian, Divol and Niles-Weed 2023, arXiv 2301.11302, theorem 3.1).
+    estimator betters (Pooladian, Divol and Niles-Weed 2023, arXiv 2301.11302).
 
     **Arguments:**
 
