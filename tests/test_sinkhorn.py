@@ -59,6 +59,7 @@ def test_a_start_without_annealing_makes_no_nan():
         assert np.all(np.isfinite(plan.f)) and np.isfinite(plan.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.005])
 def test_newton_reaches_nine_digits(x64, share):
     x, y = clouds()
@@ -68,6 +69,7 @@ def test_newton_reaches_nine_digits(x64, share):
     assert max(np.abs(rows - plan.a).sum(), np.abs(columns - plan.b).sum()) <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.01])
 def test_dual_in_float32_is_that_of_float64(x64, share):
     x, y = clouds(seed=2)

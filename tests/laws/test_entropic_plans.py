@@ -43,6 +43,7 @@ def test_gaussians_on_a_line(x64, epsilon):
     np.testing.assert_allclose(plan.dual, value, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_gaussians_in_the_plane(x64):
     # As above with the mass beyond six deviations, 4e-9, times 36.
     z, weights = normal_grid(6.0, 0.5, 2)
@@ -146,6 +147,7 @@ def test_products_are_those_of_the_matrix(x64):
     np.testing.assert_allclose(plan.conditional_mean(x[:5]), mean[:5], rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_cost_is_a_function_of_two_points(x64, form):
     x, y, a, b = clouds()
