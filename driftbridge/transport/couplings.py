@@ -20,7 +20,8 @@ from driftbridge.transport import plan_products
 from driftbridge.transport.entropic_plan import EntropicPlan
 from driftbridge.transport.points import as_weights
 from driftbridge.transport.resampling import Draw, Rows, as_draw, as_table, normals
-from driftbridge.transport.semidiscrete import SemidiscretePlan, semidiscrete
+from driftbridge.transport.semidiscrete import semidiscrete
+from driftbridge.transport.semidiscrete_plan import SemidiscretePlan
 from driftbridge.transport.sinkhorn import sinkhorn
 
 Pairs = tuple[Float[Array, "n dim"], Float[Array, "n dim"]]

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Key
 from driftbridge.transport.base import Fit, Method, Stochastic
 from driftbridge.transport.points import Sample
 from driftbridge.transport.resampling import Resampled
-from driftbridge.transport.semidiscrete import SemidiscretePlan, semidiscrete, spacing
+from driftbridge.transport.semidiscrete import semidiscrete, spacing
+from driftbridge.transport.semidiscrete_plan import SemidiscretePlan
 
 
 class SemidiscreteMap(Stochastic):
