@@ -31,6 +31,9 @@ def sweep(
     One exponential for each entry; a block is used twice while it is in cache.
     """
 
+    # Columns without mass have no density, whatever their potential.
+    g = jnp.where(problem.b > 0, g, LOG_ZERO)
+
     def block(t, rows):
         x, f, a = rows
         density = jnp.exp(exponents(problem.cost, x, f, problem.y, g, epsilon))
@@ -39,6 +42,27 @@ def sweep(
 
     t, s = lax.scan(block, jnp.zeros_like(g), in_blocks(problem, problem.x, f, problem.a))
     return s.reshape(-1), _total(t, axis)
+
+
+def row_sweep(problem: Problem, g: Array, epsilon: Array, axis: Axis = None) -> tuple[Array, Array]:
+    """`f`, the softmin of `g`, in the log domain, and the column sums `c` of the plan of both.
+
+    One exponential for each entry, where `log_sweep` takes two and reduces along columns, which
+    costs many times as much; a column far from all rows may have a sum of zero here.
+    """
+    log_b = log_weights(problem.b)
+
+    def block(c, rows):
+        x, a = rows
+        exponent = exponents(problem.cost, x, jnp.zeros_like(a), problem.y, g, epsilon)
+        exponent = exponent + log_b[None, :]
+        largest = jnp.max(exponent, axis=1)
+        mass = jnp.exp(exponent - largest[:, None])
+        s = jnp.sum(mass, axis=1)
+        return c + product(a / s, mass), largest + jnp.log(s)
+
+    c, log_s = lax.scan(block, jnp.zeros_like(g), in_blocks(problem, problem.x, problem.a))
+    return -epsilon * log_s.reshape(-1), _total(c, axis)
 
 
 def log_sweep(
@@ -80,22 +104,37 @@ def iterate_blocked(
     one device along an axis of a mesh.
     """
 
+    has_mass = problem.b > 0
+
     def step(iterate: Iterate) -> Iterate:
         s, t = sweep(problem, iterate.f, iterate.g, iterate.epsilon, axis)
-        fine = (_total(jnp.where(in_range(s), 0, 1), axis) == 0) & in_range(t)
+        fine = (_total(jnp.where(in_range(s), 0, 1), axis) == 0) & in_range(
+            jnp.where(has_mass, t, 1)
+        )
         error = _total(jnp.sum(problem.a * jnp.abs(s - 1)), axis)
         known = judged(iterate._replace(error=error), problem.epsilon, settings, jnp.int32(1))
         ended = known.status == 1
         epsilon = iterate.epsilon
         moved = known._replace(
             f=jnp.where(ended, iterate.f, iterate.f - epsilon * jnp.log(s)),
-            g=jnp.where(ended, iterate.g, iterate.g - epsilon * jnp.log(t)),
+            g=jnp.where(ended | ~has_mass, iterate.g, iterate.g - epsilon * jnp.log(t)),
         )
         refused = iterate._replace(needs_log=jnp.ones_like(iterate.needs_log))
         return jax.tree.map(lambda a, b: jnp.where(fine, a, b), moved, refused)
 
+    def log_iteration(g: Array, epsilon: Array) -> tuple[Array, Array]:
+        if always_log:
+            return log_sweep(problem, g, epsilon, axis=axis)
+        f, c = row_sweep(problem, g, epsilon, axis)
+        ratio = jnp.where(has_mass, c / jnp.where(has_mass, problem.b, 1), 1)
+        return lax.cond(
+            in_range(ratio),
+            lambda: (f, g - epsilon * jnp.log(ratio)),
+            lambda: log_sweep(problem, g, epsilon, axis=axis),
+        )
+
     def log_step(iterate: Iterate) -> Iterate:
-        f, g = log_sweep(problem, iterate.g, iterate.epsilon, axis=axis)
+        f, g = log_iteration(iterate.g, iterate.epsilon)
         missing = problem.a * jnp.abs(jnp.expm1((iterate.f - f) / iterate.epsilon))
         error = _total(jnp.sum(missing), axis)
         error = jnp.where(iterate.iterations == 0, jnp.inf, error)

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from driftbridge.runtime.products import product
+from driftbridge.transport.blocked import row_sweep
 from driftbridge.transport.entropic_problem import Problem, exponents, in_blocks, log_weights
 from driftbridge.transport.iterate import (
     CONVERGED,
@@ -179,19 +180,8 @@ def _step(problem: Problem, at: Columns, state: Newton, settings: Settings, stor
 
 def columns_of(problem: Problem, g: Array) -> Columns:
     """Eliminate `f`: one pass in the log domain."""
-    log_b = log_weights(problem.b)
-
-    def block(c, rows):
-        x, a = rows
-        exponent = exponents(problem.cost, x, jnp.zeros_like(a), problem.y, g, problem.epsilon)
-        exponent = exponent + log_b[None, :]
-        largest = jnp.max(exponent, axis=1)
-        mass = jnp.exp(exponent - largest[:, None])
-        s = jnp.sum(mass, axis=1)
-        return c + product(a / s, mass), largest + jnp.log(s)
-
-    c, log_s = lax.scan(block, jnp.zeros_like(g), in_blocks(problem, problem.x, problem.a))
-    return Columns(g, -problem.epsilon * log_s.reshape(-1), c, jnp.sum(jnp.abs(c - problem.b)))
+    f, c = row_sweep(problem, g, problem.epsilon)
+    return Columns(g, f, c, jnp.sum(jnp.abs(c - problem.b)))
 
 
 def _smoothing(problem: Problem, at: Columns, stored: bool):
