@@ -6,7 +6,7 @@ import sys
 NAMES = (
     "gradient", "steps", "first_draws", "effective", "reliability", "calibration", "w2_gradients",
     "bias", "swap", "chain_counts", "memory", "kills", "devices",
-    "maps", "sinkhorn", "apply",
+    "maps", "entropic_maps", "sinkhorn", "apply",
 )  # fmt: skip
 
 if __name__ == "__main__":

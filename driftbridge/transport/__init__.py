@@ -22,6 +22,7 @@ from driftbridge.transport.couplings import Coupling as Coupling
 from driftbridge.transport.couplings import GlobalSinkhorn as GlobalSinkhorn
 from driftbridge.transport.couplings import Independent as Independent
 from driftbridge.transport.couplings import Paired as Paired
+from driftbridge.transport.couplings import Pooled as Pooled
 from driftbridge.transport.couplings import SemidiscreteCoupling as SemidiscreteCoupling
 from driftbridge.transport.distances import SinkhornDivergence as SinkhornDivergence
 from driftbridge.transport.distances import bures_wasserstein as bures_wasserstein
@@ -46,14 +47,17 @@ from driftbridge.transport.minibatch import MinibatchOT as MinibatchOT
 from driftbridge.transport.one_dimensional import wasserstein_1d as wasserstein_1d
 from driftbridge.transport.progressive import Progressive as Progressive
 from driftbridge.transport.rearrangement import Rearrangement as Rearrangement
+from driftbridge.transport.rearrangement import RearrangementMap as RearrangementMap
 from driftbridge.transport.refinement import HierarchicalRefinement as HierarchicalRefinement
 from driftbridge.transport.saved import MapFileError as MapFileError
 from driftbridge.transport.selection import Selected as Selected
 from driftbridge.transport.semidiscrete import semidiscrete as semidiscrete
 from driftbridge.transport.semidiscrete_map import Semidiscrete as Semidiscrete
+from driftbridge.transport.semidiscrete_map import SemidiscreteMap as SemidiscreteMap
 from driftbridge.transport.sinkhorn import sinkhorn as sinkhorn
 from driftbridge.transport.sliced import sliced_wasserstein as sliced_wasserstein
 from driftbridge.transport.triangular import Triangular as Triangular
+from driftbridge.transport.triangular import TriangularMap as TriangularMap
 from driftbridge.transport.unbalanced import partial_sinkhorn as partial_sinkhorn
 from driftbridge.transport.unbalanced import unbalanced_sinkhorn as unbalanced_sinkhorn
 from driftbridge.transport.uniform import UniformMap as UniformMap
