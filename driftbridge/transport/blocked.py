@@ -1,5 +1,7 @@
 """Sinkhorn's iteration over blocks of rows, in memory that grows with the points alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,9 +14,9 @@ from driftbridge.transport.entropic_problem import (
     exponents,
     in_blocks,
     log_weights,
-    logsumexp_rows,
 )
 from driftbridge.transport.iterate import RUNNING, Iterate, Settings, judged
+from driftbridge.transport.plan_products import softmin
 
 # Names of axes of a mesh over which the rows are spread; None for one device.
 Axis = tuple[str, ...] | None
@@ -47,8 +49,8 @@ def sweep(
 def row_sweep(problem: Problem, g: Array, epsilon: Array, axis: Axis = None) -> tuple[Array, Array]:
     """`f`, the softmin of `g`, in the log domain, and the column sums `c` of the plan of both.
 
-    One exponential for each entry, where `log_sweep` takes two and reduces along columns, which
-    costs many times as much; a column far from all rows may have a sum of zero here.
+    One exponential for each entry, where `log_sweep` takes two in two passes; a
+    column far from all rows may have a sum of zero here.
     """
     log_b = log_weights(problem.b)
 
@@ -73,26 +75,14 @@ def log_sweep(
     `f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)`, and `g` from `f` likewise; with
     `of_rows`, `g` from `of_rows(f)`.
     """
-    log_a, log_b = log_weights(problem.a), log_weights(problem.b)
-
-    def block(carry, rows):
-        largest, total = carry
-        x, log_a = rows
-        exponent = exponents(problem.cost, x, jnp.zeros_like(log_a), problem.y, g, epsilon)
-        log_s = logsumexp_rows(exponent + log_b[None, :])
-        f = -epsilon * log_s
-        used = f if of_rows is None else of_rows(f)
-        joint = exponent + (log_a + used / epsilon)[:, None]
-        higher = jnp.maximum(largest, jnp.max(joint, axis=0))
-        added = jnp.sum(jnp.exp(joint - higher[None, :]), axis=0)
-        return (higher, total * jnp.exp(largest - higher) + added), log_s
-
-    start = jnp.full_like(g, LOG_ZERO), jnp.zeros_like(g)
-    (largest, total), log_s = lax.scan(block, start, in_blocks(problem, problem.x, log_a))
+    at = dataclasses.replace(problem, epsilon=epsilon)
+    f = softmin(at, g)
+    # The other pass is over blocks of columns: reductions across rows cost many times as much.
+    exponent = -softmin(at.transposed(), f if of_rows is None else of_rows(f)) / epsilon
     if axis is not None:
-        own, largest = largest, lax.pmax(largest, axis)
-        total = lax.psum(total * jnp.exp(own - largest), axis)
-    return -epsilon * log_s.reshape(-1), g - epsilon * (largest + jnp.log(total))
+        largest = lax.pmax(exponent, axis)
+        exponent = largest + jnp.log(lax.psum(jnp.exp(exponent - largest), axis))
+    return f, -epsilon * exponent
 
 
 def iterate_blocked(
