@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from driftbridge.transport.assignment import assign
 from driftbridge.transport.c_transform import c_transform, power_cost
 from driftbridge.transport.one_dimensional import staircase
 
@@ -53,9 +54,8 @@ def monotone(problem: Problem, certificate: bool) -> Solution:
 
 
 def assignment(problem: Problem, cost: Any, certificate: bool) -> Solution:
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = linear_sum_assignment(cost)
+    columns = assign(cost)
+    rows = np.arange(len(columns))
     f = _assignment_potential(cost, columns) if certificate else None
     return Solution(rows, columns, problem.a.copy(), f)
 
