@@ -17,6 +17,7 @@ from driftbridge.transport.classifier import (
 from driftbridge.transport.comparison import Comparison as Comparison
 from driftbridge.transport.comparison import compare as compare
 from driftbridge.transport.conditional import ConditionalOT as ConditionalOT
+from driftbridge.transport.costs import half_squared_distance as half_squared_distance
 from driftbridge.transport.couplings import Corruption as Corruption
 from driftbridge.transport.couplings import Coupling as Coupling
 from driftbridge.transport.couplings import GlobalSinkhorn as GlobalSinkhorn
@@ -33,6 +34,7 @@ from driftbridge.transport.entropic import Corrected as Corrected
 from driftbridge.transport.entropic import Debiased as Debiased
 from driftbridge.transport.entropic import Entropic as Entropic
 from driftbridge.transport.entropic_cost import entropic_cost as entropic_cost
+from driftbridge.transport.entropic_cost import entropic_potentials as entropic_potentials
 from driftbridge.transport.entropic_plan import EntropicPlan as EntropicPlan
 from driftbridge.transport.exact import OptimalCoupling as OptimalCoupling
 from driftbridge.transport.exact import optimal_coupling as optimal_coupling
@@ -58,6 +60,7 @@ from driftbridge.transport.sinkhorn import sinkhorn as sinkhorn
 from driftbridge.transport.sliced import sliced_wasserstein as sliced_wasserstein
 from driftbridge.transport.triangular import Triangular as Triangular
 from driftbridge.transport.triangular import TriangularMap as TriangularMap
+from driftbridge.transport.unbalanced import UnbalancedPlan as UnbalancedPlan
 from driftbridge.transport.unbalanced import partial_sinkhorn as partial_sinkhorn
 from driftbridge.transport.unbalanced import unbalanced_sinkhorn as unbalanced_sinkhorn
 from driftbridge.transport.uniform import UniformMap as UniformMap
