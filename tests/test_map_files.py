@@ -96,6 +96,17 @@ def test_bad_files_are_refused_by_name(tmp_path):
     _header(path, format=FORMAT, map={"record": "os:system", "fields": {}})
     with pytest.raises(MapFileError, match="asks for os:system"):
         db.load(path)
+    for name in ("driftbridge.transport.saved:os.system", "driftbridge.loading:Path"):
+        _header(path, map={"record": name, "fields": {}})
+        with pytest.raises(MapFileError, match="asks for driftbridge"):
+            db.load(path)
+    _header(path, map={"record": "driftbridge.transport.affine:AffineMap", "fields": {"x": 1}})
+    with pytest.raises(MapFileError, match="no part of a map with these fields"):
+        db.load(path)
+    _header(path, version=None)
+    with pytest.raises(MapFileError, match="without the version"):
+        db.load(path)
+    _header(path, version=VERSION)
     _header(path, map={"record": "driftbridge.transport.affine:Affine", "fields": {}})
     with pytest.raises(MapFileError, match="holds a Affine, not a map"):
         db.load(path)

@@ -12,8 +12,8 @@ from driftbridge.cli.errors import CONVERGED, NOT_CONVERGED, CommandError
 from driftbridge.cli.printing import console, escaped
 from driftbridge.transport.base import TransportMap
 
-# Fewer rows than this on a side leave nothing to hold out.
-LEAST_ROWS = 40
+# A report needs this many rows on each side.
+LEAST_ROWS = 10
 ARRAYS = (".npy", ".npz")
 
 
@@ -74,14 +74,20 @@ def fit(
     """Fit a map between two files, save it, and report on the rows that were held out."""
     if not 0 <= held_out < 1:
         raise CommandError(f"--test must be at least 0 and below 1; got {held_out}.")
-    first = read_rows(source, columns)
-    shared = columns if columns is not None else _columns(first)
-    second = read_rows(target, shared)
+    if out.suffix not in ("", ".npz"):
+        raise CommandError(f"{out} must end in .npz; the report goes beside it, in .html.")
+    if out.with_suffix(".npz").exists():
+        raise CommandError(f"{out} is there already. Choose another file, or remove it.")
+    first, second = read_rows(source, columns), read_rows(target, columns)
+    _check_columns(first, second)
     (x, x_test), (y, y_test) = (_split(r.points, held_out, seed) for r in (first, second))
     fitted = db.fit_map(x, y, method, seed)
     saved = fitted.save(out)
     _print_fit(fitted)
     is_new = x_test is not None and y_test is not None
+    if min(len(x), len(y)) < LEAST_ROWS:
+        console().print(f"Too few rows for a report.\nMap: {saved}", soft_wrap=True)
+        return CONVERGED if fitted.fit.converged else NOT_CONVERGED
     tested = fitted.report(x_test if is_new else x, y_test if is_new else y, seed)
     if not is_new:
         console().print("Too few rows to hold any out: the report is on the rows of the fit.")
@@ -91,14 +97,24 @@ def fit(
     return CONVERGED if fitted.fit.converged else NOT_CONVERGED
 
 
-def _columns(rows: Rows) -> tuple[str, ...] | None:
-    return tuple(rows.points.columns) if hasattr(rows.points, "columns") else None
+def _check_columns(first: Rows, second: Rows) -> None:
+    """Raise `CommandError` where two tables have different numeric columns."""
+    if not (hasattr(first.points, "columns") and hasattr(second.points, "columns")):
+        return
+    names = [list(rows.points.columns) for rows in (first, second)]
+    if set(names[0]) != set(names[1]):
+        only = [sorted(set(a) - set(b)) for a, b in (names, names[::-1])]
+        shared = ",".join(n for n in names[0] if n in names[1]) or "a,b"
+        raise CommandError(
+            f"the numeric columns differ: only {first.path.name} has {only[0]}, only "
+            f"{second.path.name} has {only[1]}. Choose those to map by --columns {shared}."
+        )
 
 
 def _split(points: Any, held_out: float, seed: int) -> tuple[Any, Any]:
     """Rows of the fit and rows of the test, at random."""
     n = len(points)
-    if held_out == 0 or n < LEAST_ROWS:
+    if round(held_out * n) < LEAST_ROWS:
         return points, None
     order = np.random.default_rng(seed).permutation(n)
     cut = max(2, round(held_out * n))

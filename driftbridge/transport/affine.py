@@ -14,6 +14,7 @@ from driftbridge.transport.points import Sample
 # Share of every column's variance added to its diagonal entry: no slope exceeds the root of its
 # inverse, in directions where the source has no points.
 RIDGE = 1e-6
+DEFICIENT_RIDGE, RANK = 1e-2, 1e-12
 
 
 class Moments(NamedTuple):
@@ -50,13 +51,27 @@ def gaussians(source: Sample, target: Sample) -> tuple[Moments, Moments]:
     """Moments of both samples, `1e-6` of each column's variance on the diagonals.
 
     The variance is the mean of both samples', so that a column that is constant in one of them has
-    a bounded slope, and columns of any units are treated alike.
+    a bounded slope, and columns of any units are treated alike. Where the columns of a sample that
+    vary are linearly dependent, as with fewer points than dimensions, it is `1e-2`: what new points
+    have in directions without data is stretched by at most ten.
     """
     first, second = moments(source), moments(target)
     variances = (np.diagonal(first.covariance) + np.diagonal(second.covariance)) / 2
-    ridge = np.diag(RIDGE * np.where(variances > 0, variances, 1.0))
+    share = DEFICIENT_RIDGE if any(_is_deficient(m.covariance) for m in (first, second)) else RIDGE
+    ridge = np.diag(share * np.where(variances > 0, variances, 1.0))
     first, second = (Moments(m.mean, m.covariance + ridge) for m in (first, second))
     return first, second
+
+
+def _is_deficient(covariance: Float[np.ndarray, "dim dim"]) -> bool:
+    """Whether columns that vary are linearly dependent."""
+    spread = np.sqrt(np.diagonal(covariance))
+    varies = spread > 1e-7 * spread.max(initial=0.0)
+    if not varies.any():
+        return False
+    part = covariance[np.ix_(varies, varies)] / np.outer(spread[varies], spread[varies])
+    values = np.linalg.eigvalsh(part)
+    return bool(values[0] < RANK * values[-1])
 
 
 def bures(source: Float[np.ndarray, "dim dim"], target: Float[np.ndarray, "dim dim"]) -> Bures:

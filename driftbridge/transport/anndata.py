@@ -48,7 +48,8 @@ def fit_map(
             known = ", ".join(sorted(set(groups)))
             raise ValueError(f"no observation has {groupby} = {name!r}; there are {known}.")
     fitted = fit_points(points[groups == source], points[groups == target], method, key)
-    moved = points.astype(fitted.dtype, copy=True)
+    kept = points.dtype if np.issubdtype(points.dtype, np.floating) else fitted.dtype
+    moved = points.astype(kept, copy=True)
     moved[groups == source] = fitted(points[groups == source])
     adata.obsm[key_added] = moved
     fit = fitted.fit

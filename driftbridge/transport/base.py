@@ -108,7 +108,8 @@ class TransportMap(eqx.Module):
         **Arguments:** `x`: points `(n, dim)`, one point `(dim,)`, or a data frame with the columns
         of the fit.
 
-        **Returns:** the same kind of object, of the same shape and dtype.
+        **Returns:** the same kind of object, of the same shape and of its dtype (float64 becomes
+        float32 where x64 is off).
 
         **Raises:** `ValueError` for another dimension, other columns, or a value that is not
         finite (its row is named).
@@ -122,6 +123,8 @@ class TransportMap(eqx.Module):
         **Arguments:** `x`: points `(n, dim)` or a data frame.
         """
         rows = as_rows(x, "x", self.dim, self.fit.columns)
+        if rows.size == 0:
+            raise ValueError("x has no rows, so there is no cost.")
         moved = np.asarray(self(rows), np.float64) - np.asarray(rows, np.float64)
         squares = np.sum(moved.reshape(-1, self.dim) ** 2, axis=1)
         error = np.std(squares, ddof=1) / np.sqrt(len(squares)) if len(squares) > 1 else np.inf
@@ -195,7 +198,7 @@ class HasDensity(Invertible):
 
     def log_det(self, x: Any) -> Any:
         """`log |det dT/dx|` at points `(n, dim)`: shape `(n,)`."""
-        return np.asarray(self._of_rows("_log_det", as_rows(x, "x", self.dim, self.fit.columns)))
+        return self._of_rows("_log_det", as_rows(x, "x", self.dim, self.fit.columns))
 
     def log_prob(self, y: Any, base: Any) -> Any:
         """Log density at `y` of the law to which `T` carries `base`.
@@ -210,7 +213,7 @@ class HasDensity(Invertible):
         **Returns:** `(n,)`.
         """
         x = self.inverse(as_rows(y, "y", self.dim, self.fit.columns))
-        return np.asarray(base(x)) - self.log_det(x)
+        return base(x) - self.log_det(x)
 
 
 class Stochastic(TransportMap):

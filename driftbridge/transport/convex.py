@@ -34,6 +34,7 @@ def inverse_gradient(
     hessian: Callable[[Float[Array, "n dim"]], Float[Array, "n dim dim"]],
     y: Float[Array, "n dim"],
     start: Float[Array, "n dim"],
+    length: Float[Array, ""],
 ) -> Float[Array, "n dim"]:
     """The points at which the gradient of a strictly convex function is `y`.
 
@@ -46,11 +47,12 @@ def inverse_gradient(
     - `gradient`, `hessian`: of `phi` at a batch of points; the Hessian positive definite.
     - `y`: gradients wanted.
     - `start`: where to begin.
+    - `length`: of the set of gradients, in their units: what rounding is relative to.
 
     **Returns:** the points; NaN where the gradient differs from `y` by more than rounding.
     """
     eps = jnp.finfo(y.dtype).eps
-    scale = 1 + jnp.max(jnp.abs(y), axis=1)
+    scale = length + jnp.max(jnp.abs(y), axis=1)
 
     def is_close(residual):
         return jnp.max(jnp.abs(residual), axis=1) <= 4 * eps * scale

@@ -8,11 +8,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.products import product
 from driftbridge.transport.affine import bures, gaussians
-from driftbridge.transport.base import Fit, HasDensity, Method, Stochastic, as_dtype
+from driftbridge.transport.base import (
+    Fit,
+    HasDensity,
+    Method,
+    Stochastic,
+    TransportMap,
+    as_dtype,
+)
 from driftbridge.transport.convex import inverse_gradient
 from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import Sample
@@ -22,6 +30,8 @@ from driftbridge.transport.sinkhorn import EntropicPlan, sinkhorn
 # grows with the dimension, in which entropic maps lose their resolution.
 SHARE, MOST_SHARE = 0.07, 0.5
 PLAIN_SHARE = 0.03
+# Products of coordinates of all points that are held at once: 64 MiB in float32.
+MOST_PRODUCTS = 1 << 24
 
 
 class SoftAssignment(eqx.Module):
@@ -58,16 +68,25 @@ class SoftAssignment(eqx.Module):
         """`Cov_p(y) / epsilon`: symmetric and positive semidefinite."""
         p = jax.nn.softmax(self.logits(x), axis=-1)
         mean = product(p, self.points)
-        dim = self.points.shape[1]
-        products = (self.points[:, :, None] * self.points[:, None, :]).reshape(-1, dim * dim)
-        second = product(p, products).reshape(-1, dim, dim)
+        size, dim = self.points.shape
+        if size * dim**2 <= MOST_PRODUCTS:
+            products = (self.points[:, :, None] * self.points[:, None, :]).reshape(-1, dim * dim)
+            second = product(p, products).reshape(-1, dim, dim)
+        else:  # row by row, without an array of all products of coordinates
+            second = lax.map(lambda row: product((self.points * row[:, None]).T, self.points), p)
         return (second - mean[:, :, None] * mean[:, None, :]) / self.epsilon
 
     def draw(self, x: Float[Array, "n dim"], keys: Key[Array, " n"], n: int):
         """`n` draws from the conditional law at each point."""
-        logits = self.logits(x)
-        chosen = jax.vmap(lambda key, row: jax.random.categorical(key, row, shape=(n,)))
-        return self.origin[None, None] + self.points[chosen(keys, logits)]
+        levels = jnp.cumsum(jax.nn.softmax(self.logits(x), axis=-1), axis=1)
+
+        def choose(key, row):
+            # Among ties the first, so that no point without mass is chosen.
+            uniform = jax.random.uniform(key, (n,), row.dtype) * row[-1]
+            return jnp.searchsorted(row, uniform, side="right")
+
+        chosen = jax.vmap(choose)(keys, levels)
+        return self.origin[None, None] + self.points[jnp.minimum(chosen, len(self.points) - 1)]
 
 
 def soft_assignment(plan: EntropicPlan, origin: np.ndarray) -> SoftAssignment:
@@ -114,10 +133,20 @@ class EntropicMap(Stochastic):
         return self.soft.draw(x + self.shift[None], keys, n)
 
 
-class DebiasedMap(EntropicMap):
+class DebiasedMap(TransportMap):
     """`T(x) = x + T_xy(x) - T_xx(x)`: the map of the source to itself is taken off."""
 
+    soft: SoftAssignment
+    shift: Float[Array, " dim"]
     own: SoftAssignment
+
+    @property
+    def dim(self) -> int:
+        return self.shift.shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        return self.shift.dtype
 
     @property
     def row_floats(self) -> int:
@@ -162,7 +191,8 @@ class CorrectedMap(HasDensity):
 
     def _inverse(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         start = self.source_mean[None] + product(y - self.target_mean[None], self.inverse_matrix)
-        return inverse_gradient(self._transport, self._jacobian, y, start)
+        length = jnp.max(jnp.abs(self.soft.points))
+        return inverse_gradient(self._transport, self._jacobian, y, start, length)
 
     def _log_det(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
         factor = jnp.linalg.cholesky(self._jacobian(x))

@@ -11,7 +11,7 @@ from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.affine import Affine, moments
 from driftbridge.transport.base import Method, TransportMap
 from driftbridge.transport.entropic import Corrected, Debiased, Entropic
-from driftbridge.transport.points import POINTS_PER_DIM, Pair, Sample, pair_of
+from driftbridge.transport.points import POINTS_PER_DIM, Pair, Sample, effective_size, pair_of
 from driftbridge.transport.progressive import Progressive
 from driftbridge.transport.rearrangement import Rearrangement
 from driftbridge.transport.selection import Selected
@@ -99,7 +99,7 @@ def _choose(method: str | Method, pair: Pair) -> tuple[Method, str, tuple[str, .
     if method != AUTO:
         return find_method(method)(), "given", ()
     dim = pair.source.points.shape[1]
-    least = min(len(pair.source.points), len(pair.target.points))
+    least = min(round(effective_size(s.weights)) for s in (pair.source, pair.target))
     if least < POINTS_PER_DIM * dim:
         return Affine(), f"{least} points are fewer than {POINTS_PER_DIM} a dimension ({dim})", ()
     for name, sample in (("source", pair.source), ("target", pair.target)):
@@ -114,7 +114,7 @@ def _is_singular(sample: Sample) -> bool:
     """Whether the points fill fewer dimensions than they have."""
     covariance = moments(sample).covariance
     spread = np.sqrt(np.diagonal(covariance))
-    if np.any(np.ptp(sample.points, axis=0) == 0):
+    if np.any(np.ptp(sample.points, axis=0) == 0) or np.any(spread == 0):
         return True
     values = np.linalg.eigvalsh(covariance / spread[:, None] / spread[None, :])
     return bool(values[-1] > CONDITION * values[0])
@@ -129,8 +129,9 @@ def _bounded(
         n = len(sample.points)
         if n > MOST_POINTS:
             rows = np.sort(random.choice(n, MOST_POINTS, replace=False))
-            weights = sample.weights[rows]
-            sample = Sample(sample.points[rows], weights / weights.sum())
+            if np.ptp(sample.weights) > 0:  # by their weights, which are then equal
+                rows = np.sort(random.choice(n, MOST_POINTS, p=sample.weights))
+            sample = Sample(sample.points[rows], np.full(MOST_POINTS, 1 / MOST_POINTS))
             messages.append(
                 f"fitted to {MOST_POINTS:,} random points of the {n:,} of the {name}; name a "
                 "method to take all"

@@ -70,6 +70,10 @@ def as_rows(data: Any, name: str, dim: int | None = None, columns: Any = None) -
 def _ordered(frame: Any, name: str, columns: Any) -> np.ndarray:
     have = columns_of(frame)
     assert have is not None
+    if len(set(have)) < len(have):
+        twice = next(c for c in have if have.count(c) > 1)
+        raise ValueError(f"{name} has two columns {twice!r}; give each a name of its own.")
+    order = list(range(len(have)))
     if columns is not None and have != tuple(columns):
         missing = [c for c in columns if c not in have]
         extra = [c for c in have if c not in columns]
@@ -78,27 +82,42 @@ def _ordered(frame: Any, name: str, columns: Any) -> np.ndarray:
                 f"{name} must have the columns {', '.join(columns)}; it lacks {missing or 'none'} "
                 f"and has {extra or 'none'} beside them."
             )
-        frame = frame[list(columns)]
+        order = [have.index(c) for c in columns]
     values = frame.to_numpy()
     if values.dtype != object and np.issubdtype(values.dtype, np.number):
-        return values
+        return values[:, order]
+    return np.stack([_numbers(frame, i, have[i], name) for i in order], axis=1)
+
+
+def _numbers(frame: Any, i: int, column: str, name: str) -> np.ndarray:
+    """Column `i` in float64, missing values as NaN.
+
+    **Raises:** `ValueError` naming the column.
+    """
+    values = frame[frame.columns[i]]
     try:
-        return values.astype(np.float64)
-    except (TypeError, ValueError):
-        for column in frame.columns:
-            try:
-                np.asarray(frame[column]).astype(np.float64)
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"{name} must hold numbers: column {column!r} does not. Code categories as "
-                    "columns of 0 and 1, and drop or impute missing values."
-                ) from None
-        raise
+        found = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    except TypeError:  # polars knows no na_value
+        found = np.asarray(values)
+    except ValueError:
+        found = np.asarray(values, dtype=object)
+    if np.asarray(values).dtype.kind in "mM" or found.dtype.kind not in "buif":
+        raise ValueError(
+            f"{name} must hold numbers: column {column!r} does not. Code categories as columns of "
+            "0 and 1, dates as numbers."
+        )
+    return found.astype(np.float64)
 
 
 def _check_finite(data: Any, name: str) -> None:
     values = np.asarray(data)
     if np.isfinite(values).all():
+        dtype = np.dtype(jax.dtypes.canonicalize_dtype(values.dtype))
+        if values.size and np.abs(values).max() > float(np.finfo(dtype).max) ** 0.5:
+            raise ValueError(
+                f"{name} holds {values.ravel()[np.abs(values).argmax()]:.3g}, whose square is too "
+                f"large for {dtype}; scale it."
+            )
         return
     if values.ndim == 1:
         raise ValueError(f"{name} holds {values[~np.isfinite(values)][0]}; points must be finite.")
@@ -158,13 +177,40 @@ def pair_of(x: Any, y: Any, source_weights: Any = None, target_weights: Any = No
         )
     dtype = jax.dtypes.canonicalize_dtype(np.result_type(rows[0].dtype, rows[1].dtype))
     dtype = np.float32 if np.dtype(dtype).itemsize < 4 else np.dtype(dtype)
-    source, target = (
-        Sample(np.asarray(data, dtype), as_weights(weights, len(data), name))
-        for data, weights, name in zip(
-            rows, (source_weights, target_weights), ("source", "target"), strict=True
-        )
-    )
-    return Pair(source, target, names, tuple(_notices(source, target, names)))
+    notices, samples = [], []
+    for data, weights, name in zip(
+        rows, (source_weights, target_weights), ("source", "target"), strict=True
+    ):
+        mass = as_weights(weights, len(data), name)
+        kept = mass > 0  # a point without weight is none
+        if kept.sum() < 2:
+            raise ValueError(f"{name} must have weight on at least 2 rows; it has it on one.")
+        whole = np.asarray(data)[kept]
+        notices += _lost_digits(whole, name, np.dtype(dtype), names)
+        samples.append(Sample(whole.astype(dtype), mass[kept]))
+    source, target = samples
+    notices += _notices(source, target, names)
+    return Pair(source, target, names, tuple(notices))
+
+
+def _lost_digits(
+    points: np.ndarray, name: str, dtype: np.dtype, columns: tuple[str, ...] | None
+) -> list[str]:
+    """Columns whose spread a coarser dtype hardly resolves."""
+    spread, size = points.std(axis=0, dtype=np.float64), np.abs(points).max(axis=0)
+    lost = np.flatnonzero((spread > 0) & (spread < 1e3 * np.finfo(dtype).eps * size))
+    if not lost.size:
+        return []
+    listed = ", ".join(_label(i, columns) for i in lost[:5])
+    return [
+        f"{dtype} hardly resolves what varies in the {name}: {listed}; subtract an offset, or "
+        "enable x64"
+    ]
+
+
+def effective_size(weights: Float[np.ndarray, " n"]) -> float:
+    """`1 / sum w_i^2`: how many points of equal weight would be as good."""
+    return float(1 / np.sum(weights**2))
 
 
 def as_weights(weights: Any, n: int, name: str) -> Float[np.ndarray, " n"]:
@@ -191,13 +237,16 @@ def as_weights(weights: Any, n: int, name: str) -> Float[np.ndarray, " n"]:
 def _notices(source: Sample, target: Sample, columns: tuple[str, ...] | None) -> list[str]:
     """What a user should know about the data before believing a map."""
     dim = source.points.shape[1]
-    notices = []
+    notices, spreads = [], []
     for name, sample in (("source", source), ("target", target)):
-        n, spread = len(sample.points), np.asarray(sample.points, np.float64).std(axis=0)
+        spread = np.asarray(sample.points, np.float64).std(axis=0)
+        spreads.append(spread)
+        n = round(effective_size(sample.weights))
         if n < POINTS_PER_DIM * dim:
             notices.append(
                 f"the {name} has {n} points in {dim} dimensions, fewer than {POINTS_PER_DIM} for "
-                "each: expect an error of the order of the noise"
+                "each: expect an error of the order of the noise, and new rows that lie off the "
+                "span of these to be extrapolated"
             )
         constant = np.flatnonzero(np.ptp(sample.points, axis=0) == 0)
         if constant.size:
@@ -212,6 +261,14 @@ def _notices(source: Sample, target: Sample, columns: tuple[str, ...] | None) ->
                 f"({_label(largest, columns)} against {_label(least, columns)}): distances are "
                 "those of the larger ones; standardise the columns unless that is meant"
             )
+    known = (spreads[0] > 0) & (spreads[1] > 0)
+    ratio = np.where(known, np.maximum(spreads[1], 1e-300) / np.maximum(spreads[0], 1e-300), 1.0)
+    far = int(np.argmax(np.abs(np.log(ratio))))
+    if not 1 / RATIO <= ratio[far] <= RATIO:
+        notices.append(
+            f"{_label(far, columns)} has {ratio[far]:.3g} times the scale in the target that it "
+            "has in the source: are the units the same?"
+        )
     return notices
 
 

@@ -8,19 +8,21 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 
-from driftbridge.runtime.codec import decode, encode
+from driftbridge.runtime.codec import decode, encode, find, name_of
 from driftbridge.runtime.dtypes import default_dtype
-from driftbridge.transport.base import TransportMap
+from driftbridge.transport.base import Fit, TransportMap
 
 FORMAT = "driftbridge map"
 # Written into every file. A reader of version v reads all versions up to v.
 VERSION = 1
 HEADER = "header"
-# Names in a file are looked up in this package alone.
+# Names in a file are of things that this package defines.
 PACKAGE = "driftbridge"
 NAMED = ("record", "name", "namedtuple")
+KINDS = (*NAMED, "array", "float", "tuple", "dict", "dtype")
 
 
 class MapFileError(ValueError):
@@ -64,15 +66,18 @@ def load(path: str | os.PathLike) -> TransportMap:
         raise MapFileError(f"{path} holds no map, or is damaged: {error}.") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise MapFileError(f"{path} holds no map of driftbridge.")
+    if not isinstance(header.get("version"), int):
+        raise MapFileError(f"{path} holds a map without the version of its format.")
     if header["version"] > VERSION:
         raise MapFileError(
             f"{path} was written by a newer version of driftbridge (format {header['version']}; "
             f"this one reads up to {VERSION}). Upgrade driftbridge."
         )
-    for name in _names(header["map"]):
-        if name.split(":")[0].split(".")[0] != PACKAGE:
-            raise MapFileError(f"{path} asks for {name}, which is outside {PACKAGE}.")
-    found = decode(header["map"], arrays)
+    try:
+        _check(header["map"])
+        found = decode(header["map"], arrays)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise MapFileError(f"{path} holds no map, or is damaged: {error}") from error
     if not isinstance(found, TransportMap):
         raise MapFileError(f"{path} holds a {type(found).__name__}, not a map.")
     if any(a.dtype == np.float64 for a in arrays) and default_dtype() != np.float64:
@@ -87,11 +92,36 @@ def _arrays(file: Any) -> Any:
     return np.load(file, allow_pickle=False)
 
 
-def _names(tree: Any) -> list[str]:
-    """All importable names in a description."""
+def _check(tree: Any) -> None:
+    """Raise `ValueError` unless a description names only modules and functions of this package.
+
+    What a file names is made without a call, from the fields that its class declares; so a file
+    can set no more than the numbers and settings of classes that are maps or parts of maps.
+    """
     if isinstance(tree, list):
-        return [name for item in tree for name in _names(item)]
+        for item in tree:
+            _check(item)
     if not isinstance(tree, dict):
-        return []
-    own = [value for kind, value in tree.items() if kind in NAMED and isinstance(value, str)]
-    return own + [name for value in tree.values() for name in _names(value)]
+        return
+    kind, value = next(iter(tree.items()))
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no entry of a map.")
+    if kind in NAMED:
+        _check_named(kind, value, tree)
+    fields = tree.get("fields", [])
+    for item in fields.values() if isinstance(fields, dict) else fields:
+        _check(item)
+    if kind in ("tuple", "dict"):
+        _check(value)
+
+
+def _check_named(kind: str, path: str, tree: dict[str, Any]) -> None:
+    if path.split(":")[0].split(".")[0] != PACKAGE:
+        raise ValueError(f"it asks for {path}, which is outside {PACKAGE}.")
+    thing = find(path)
+    if name_of(thing) != path:  # another name of something from elsewhere
+        raise ValueError(f"it asks for {path}, which is {name_of(thing)}.")
+    if kind == "record":
+        is_part = isinstance(thing, type) and (issubclass(thing, eqx.Module) or thing is Fit)
+        if not is_part or not set(tree["fields"]) <= {f.name for f in dataclasses.fields(thing)}:
+            raise ValueError(f"{path} is no part of a map with these fields.")

@@ -63,4 +63,12 @@ def streamed(
         if out is None:
             out = np.empty((n, *part.shape[1:]), part.dtype)
         out[start : start + count] = part
-    return np.zeros((0, transport.dim), transport.dtype) if out is None else out
+    if out is None:  # no rows: the shape is that of a block
+        block = jax.ShapeDtypeStruct((LEAST, *values.shape[1:]), transport.dtype)
+        zero = jax.ShapeDtypeStruct((), np.int32)
+        shape = jax.eval_shape(
+            lambda t, rows, first, key: _block(t, method, rows, first, key, static),
+            transport, block, zero, shared,
+        )  # fmt: skip
+        out = np.zeros((0, *shape.shape[1:]), shape.dtype)
+    return out
