@@ -8,12 +8,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import numpy as np
 
 from driftbridge.runtime.codec import decode, encode, find, name_of
 from driftbridge.runtime.dtypes import default_dtype
-from driftbridge.transport.base import Fit, TransportMap
+from driftbridge.transport.base import TransportMap
 
 FORMAT = "driftbridge map"
 # Written into every file. A reader of version v reads all versions up to v.
@@ -122,6 +121,7 @@ def _check_named(kind: str, path: str, tree: dict[str, Any]) -> None:
     if name_of(thing) != path:  # another name of something from elsewhere
         raise ValueError(f"it asks for {path}, which is {name_of(thing)}.")
     if kind == "record":
-        is_part = isinstance(thing, type) and (issubclass(thing, eqx.Module) or thing is Fit)
-        if not is_part or not set(tree["fields"]) <= {f.name for f in dataclasses.fields(thing)}:
+        is_part = dataclasses.is_dataclass(thing)
+        known = {field.name for field in dataclasses.fields(thing)} if is_part else set()
+        if not (is_part and known.issuperset(tree["fields"])):
             raise ValueError(f"{path} is no part of a map with these fields.")
