@@ -45,7 +45,8 @@ def test_demonstration(tmp_path, capfd):
 def test_python_of_the_readme(code, capfd):
     assert len(code.strip().splitlines()) <= 7
     exec(compile(code, "README.md", "exec"), {})
-    assert "converged" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "converged" in out or "W2 to the target" in out
 
 
 @pytest.mark.slow
