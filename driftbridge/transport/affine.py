@@ -9,19 +9,13 @@ from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.products import product
 from driftbridge.transport.base import Fit, HasDensity, Method, as_dtype
+from driftbridge.transport.measures import Moments, moments
 from driftbridge.transport.points import Sample
 
 # Share of every column's variance added to its diagonal entry: no slope exceeds the root of its
 # inverse, in directions where the source has no points.
 RIDGE = 1e-6
 DEFICIENT_RIDGE, RANK = 1e-2, 1e-12
-
-
-class Moments(NamedTuple):
-    """Mean and covariance of a sample, in float64."""
-
-    mean: Float[np.ndarray, " dim"]
-    covariance: Float[np.ndarray, "dim dim"]
 
 
 class Bures(NamedTuple):
@@ -37,14 +31,6 @@ class Bures(NamedTuple):
     inverse_root: Float[np.ndarray, "dim dim"]
     eigenvalues: Float[np.ndarray, " dim"]
     eigenvectors: Float[np.ndarray, "dim dim"]
-
-
-def moments(sample: Sample) -> Moments:
-    """Mean and covariance of the weighted points, a point of weight `2/n` being two of them."""
-    points, weights = np.asarray(sample.points, np.float64), sample.weights
-    mean = weights @ points
-    centred = points - mean
-    return Moments(mean, (centred * weights[:, None]).T @ centred)
 
 
 def gaussians(source: Sample, target: Sample) -> tuple[Moments, Moments]:

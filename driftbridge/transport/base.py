@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import as_key
+from driftbridge.transport.account import Account
 from driftbridge.transport.points import Sample, as_rows, like_rows, traced
 from driftbridge.transport.streaming import streamed
 
@@ -32,10 +33,8 @@ class NotSupported(AttributeError):
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class Fit(Account):
     """How a map came about; no number that the map computes depends on it.
-
-    All fits are equal to one another, so that a compiled program serves every map of its shape.
 
     - `method`, `reason`: the name of the method, and why it was taken.
     - `num_source`, `num_target`: points that it was fitted to.
@@ -55,12 +54,6 @@ class Fit:
     columns: tuple[str, ...] | None = None
     numbers: tuple[tuple[str, float | int | str], ...] = ()
     seconds: float = 0.0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Fit)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 class Cost(NamedTuple):

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from driftbridge.transport.exact import optimal_coupling
-from driftbridge.transport.measures import two_samples
-from driftbridge.transport.points import Sample
+from driftbridge.transport.measures import mean_cost, moments, two_samples
 
 # Epsilon as a share of the mean cost, unless given.
 SHARE = 0.05
@@ -92,7 +91,7 @@ def gaussian_wasserstein(x: Any, y: Any, *, a: Any = None, b: Any = None) -> flo
     Gelbrich (1990), Mathematische Nachrichten 147, theorem 2.1.
     """
     source, target = two_samples(x, y, a, b)
-    return bures_wasserstein(*_moments(source), *_moments(target))
+    return bures_wasserstein(*moments(source), *moments(target))
 
 
 class SinkhornDivergence(NamedTuple):
@@ -174,20 +173,6 @@ def sinkhorn_divergence(
         lower=float(np.sqrt(2 * max(lower, 0.0))),
         upper=float(np.sqrt(2 * max(upper, 0.0))),
     )
-
-
-def mean_cost(source: Sample, target: Sample) -> float:
-    """Mean of `|x - y|^2 / 2` over all pairs, from moments."""
-    (mean0, covariance0), (mean1, covariance1) = _moments(source), _moments(target)
-    spread = np.trace(covariance0) + np.trace(covariance1)
-    return float(spread + np.sum((mean0 - mean1) ** 2)) / 2
-
-
-def _moments(sample: Sample) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, "dim dim"]]:
-    points = np.asarray(sample.points, np.float64)
-    mean = sample.weights @ points
-    centred = points - mean
-    return mean, (centred * sample.weights[:, None]).T @ centred
 
 
 def _root(covariance: ArrayLike, name: str) -> Float[np.ndarray, "dim dim"]:

@@ -22,6 +22,7 @@ from driftbridge.transport.base import (
     as_dtype,
 )
 from driftbridge.transport.convex import inverse_gradient
+from driftbridge.transport.measures import mean_cost
 from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import Sample
 from driftbridge.transport.sinkhorn import EntropicPlan, sinkhorn
@@ -108,8 +109,8 @@ def soft_assignment(plan: EntropicPlan, origin: np.ndarray) -> SoftAssignment:
     )
 
 
-class EntropicMap(Stochastic):
-    """`T(x) = E[y | x]` under the entropic plan; draws are from the conditional law."""
+class _Soft(TransportMap):
+    """A map made of a conditional mean: `shift` takes the source to where its target lies."""
 
     soft: SoftAssignment
     shift: Float[Array, " dim"]
@@ -121,6 +122,10 @@ class EntropicMap(Stochastic):
     @property
     def dtype(self) -> Any:
         return self.shift.dtype
+
+
+class EntropicMap(_Soft, Stochastic):
+    """`T(x) = E[y | x]` under the entropic plan; draws are from the conditional law."""
 
     @property
     def row_floats(self) -> int:
@@ -133,20 +138,10 @@ class EntropicMap(Stochastic):
         return self.soft.draw(x + self.shift[None], keys, n)
 
 
-class DebiasedMap(TransportMap):
+class DebiasedMap(_Soft):
     """`T(x) = x + T_xy(x) - T_xx(x)`: the map of the source to itself is taken off."""
 
-    soft: SoftAssignment
-    shift: Float[Array, " dim"]
     own: SoftAssignment
-
-    @property
-    def dim(self) -> int:
-        return self.shift.shape[0]
-
-    @property
-    def dtype(self) -> Any:
-        return self.shift.dtype
 
     @property
     def row_floats(self) -> int:
@@ -156,23 +151,13 @@ class DebiasedMap(TransportMap):
         return x + self.soft(x + self.shift[None]) - self.own(x)
 
 
-class CorrectedMap(HasDensity):
+class CorrectedMap(_Soft, HasDensity):
     """`T(x) = T_eps(x) + (M - G) (x - m0)`: see `Corrected`."""
 
-    soft: SoftAssignment
-    shift: Float[Array, " dim"]
     residual: Float[Array, "dim dim"]
     source_mean: Float[Array, " dim"]
     target_mean: Float[Array, " dim"]
     inverse_matrix: Float[Array, "dim dim"]
-
-    @property
-    def dim(self) -> int:
-        return self.shift.shape[0]
-
-    @property
-    def dtype(self) -> Any:
-        return self.shift.dtype
 
     @property
     def row_floats(self) -> int:
@@ -243,14 +228,6 @@ class _Regularised(Method):
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
-
-
-def mean_cost(source: Sample, target: Sample) -> float:
-    """`E |x - y|^2 / 2` over independent pairs of two samples whose means are equal."""
-    total = 0.0
-    for points, weights in (source, target):
-        total += float(weights @ np.sum(np.asarray(points, np.float64) ** 2, axis=1))
-    return total / 2
 
 
 def centred(sample: Sample) -> tuple[Sample, np.ndarray]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import as_key
 from driftbridge.transport import plan_products
+from driftbridge.transport.account import Account
 from driftbridge.transport.certificate import Certificate, certified
 from driftbridge.transport.entropic_problem import Problem
 from driftbridge.transport.iterate import STATUS
@@ -18,17 +19,11 @@ from driftbridge.transport.padding import bucket, padded, trimmed
 
 
 @dataclass(frozen=True, eq=False)
-class Account:
-    """Words on how a plan came about; all are equal, so that none compiles a program again."""
+class Solved(Account):
+    """How a plan came about."""
 
     method: str
     reason: str
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Account)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 class EntropicPlan(eqx.Module):
@@ -56,7 +51,7 @@ class EntropicPlan(eqx.Module):
     error: Float[Array, ""]
     num_iterations: Int[Array, ""]
     code: Int[Array, ""]
-    account: Account = eqx.field(static=True)
+    account: Solved = eqx.field(static=True)
 
     @property
     def epsilon(self) -> Float[Array, ""]:

@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from driftbridge.runtime.keys import as_key, host_generator
-from driftbridge.transport.affine import Affine, moments
+from driftbridge.transport.affine import Affine
 from driftbridge.transport.base import Method, TransportMap
 from driftbridge.transport.entropic import Corrected, Debiased, Entropic
-from driftbridge.transport.points import POINTS_PER_DIM, Pair, Sample, effective_size, pair_of
+from driftbridge.transport.measures import moments
+from driftbridge.transport.pairs import POINTS_PER_DIM, Pair, effective_size, pair_of
+from driftbridge.transport.points import Sample
 from driftbridge.transport.progressive import Progressive
 from driftbridge.transport.rearrangement import Rearrangement
 from driftbridge.transport.selection import Selected

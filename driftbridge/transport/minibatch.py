@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.couplings import TableCoupling, tables
 from driftbridge.transport.points import as_weights
@@ -65,7 +65,7 @@ class MinibatchOT(TableCoupling):
         x, rows = pool_of(x, "x", source_weights, count, first)
         y, columns = pool_of(y, "y", target_weights, count, second)
         self.x, self.y = tables(x, y)
-        rng, unsolved = generator(third), 0
+        rng, unsolved = host_generator(third), 0
         for batch in range(pool):
             part = slice(batch * batch_size, (batch + 1) * batch_size)
             i, j = rows[part], columns[part]
@@ -108,11 +108,6 @@ def draw_entropic(
     return np.argmax(scores / epsilon + noise, axis=1), plan.status
 
 
-def generator(key: Key[Array, ""]) -> np.random.Generator:
-    """The host's generator for a key."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
-
-
 def indices(rows: Int[np.ndarray, " n"]) -> Int[Array, " n"]:
     return jnp.asarray(rows.astype(np.int32))
 
@@ -142,4 +137,4 @@ def pool_of(source, name, weights, count, key) -> tuple[np.ndarray, np.ndarray]:
     table = as_table(source, name)
     if weights is not None:
         weights = as_weights(weights, len(table), name)
-    return table, stream(weights, len(table), count, generator(key))
+    return table, stream(weights, len(table), count, host_generator(key))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.products import product
-from driftbridge.transport.points import as_rows, as_weights
+from driftbridge.transport.measures import device_dtype, two_samples
 
 
 class LowRankPlan(NamedTuple):
@@ -209,25 +209,15 @@ def _costs(points) -> Array:
 
 def _inputs(x, y, a, b, same_space: bool):
     """Points about their mean and weights, as arrays of one dtype."""
-    rows = [np.asarray(as_rows(points, name)) for name, points in (("x", x), ("y", y))]
-    for name, points in zip("xy", rows, strict=True):
-        if points.ndim != 2 or points.shape[0] < 1:
-            raise ValueError(f"{name} must have shape (n, dim), n >= 1; got {points.shape}.")
-    if same_space and rows[0].shape[1] != rows[1].shape[1]:
-        raise ValueError(
-            f"x and y must have one dimension; got {rows[0].shape[1]} and {rows[1].shape[1]}."
-        )
-    dtype = jax.dtypes.canonicalize_dtype(np.result_type(*rows))
-    weights = [
-        as_weights(w, len(points), name) for w, points, name in zip((a, b), rows, "xy", strict=True)
-    ]
-    centres = [w @ points.astype(np.float64) for w, points in zip(weights, rows, strict=True)]
+    samples = two_samples(x, y, a, b, vectors=False, same_dim=same_space)
+    dtype = device_dtype(samples[0].points)
+    centres = [sample.weights @ np.asarray(sample.points, np.float64) for sample in samples]
     if same_space:
         centres = [(centres[0] + centres[1]) / 2] * 2
-    centred = [points - centre for points, centre in zip(rows, centres, strict=True)]
+    centred = [s.points - centre for s, centre in zip(samples, centres, strict=True)]
     return (
         [jnp.asarray(points, dtype) for points in centred],
-        [jnp.asarray(w, dtype) for w in weights],
+        [jnp.asarray(s.weights, dtype) for s in samples],
     )
 
 

@@ -8,10 +8,6 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float
 
-# A scale this many times another's dominates a squared distance.
-RATIO = 20.0
-# Fewer points than this many per dimension leave a covariance nearly singular.
-POINTS_PER_DIM = 5
 # Weights as users compute them in float32 sum to one up to this.
 SUM_ERROR = 1e-4
 
@@ -21,15 +17,6 @@ class Sample(NamedTuple):
 
     points: Float[np.ndarray, "n dim"]
     weights: Float[np.ndarray, " n"]
-
-
-class Pair(NamedTuple):
-    """Two data sets that have passed the door, and what was noticed there."""
-
-    source: Sample
-    target: Sample
-    columns: tuple[str, ...] | None
-    messages: tuple[str, ...]
 
 
 def is_frame(data: Any) -> bool:
@@ -147,72 +134,6 @@ def like_rows(out: Any, data: Any, columns: tuple[str, ...] | None = None) -> An
     return jax.device_put(out) if isinstance(data, jax.Array) else np.asarray(out)
 
 
-def pair_of(x: Any, y: Any, source_weights: Any = None, target_weights: Any = None) -> Pair:
-    """Check two data sets and their weights.
-
-    **Raises:** `ValueError` for what cannot be fitted: too few points, other dimensions or columns,
-    values that are not finite, weights that are negative or do not sum to one.
-    """
-    columns, others = columns_of(x), columns_of(y)
-    if columns is not None and others is not None and set(columns) != set(others):
-        only = [c for c in columns if c not in others], [c for c in others if c not in columns]
-        raise ValueError(
-            f"source and target must have the same columns; only the source has {only[0]}, only "
-            f"the target {only[1]}."
-        )
-    names = columns or others
-    rows = as_rows(x, "source", columns=names), as_rows(y, "target", columns=names)
-    for name, data in zip(("source", "target"), rows, strict=True):
-        if data.ndim != 2:
-            raise ValueError(
-                f"{name} must have shape (n, dim); got {data.shape}. One column of data is "
-                "data[:, None]."
-            )
-        if len(data) < 2 or data.shape[1] < 1:
-            raise ValueError(f"{name} must have at least 2 rows and 1 column; got {data.shape}.")
-    if rows[0].shape[1] != rows[1].shape[1]:
-        raise ValueError(
-            f"source and target must have one dimension; got {rows[0].shape[1]} and "
-            f"{rows[1].shape[1]} columns."
-        )
-    dtype = jax.dtypes.canonicalize_dtype(np.result_type(rows[0].dtype, rows[1].dtype))
-    dtype = np.float32 if np.dtype(dtype).itemsize < 4 else np.dtype(dtype)
-    notices, samples = [], []
-    for data, weights, name in zip(
-        rows, (source_weights, target_weights), ("source", "target"), strict=True
-    ):
-        mass = as_weights(weights, len(data), name)
-        kept = mass > 0  # a point without weight is none
-        if kept.sum() < 2:
-            raise ValueError(f"{name} must have weight on at least 2 rows; it has it on one.")
-        whole = np.asarray(data)[kept]
-        notices += _lost_digits(whole, name, np.dtype(dtype), names)
-        samples.append(Sample(whole.astype(dtype), mass[kept]))
-    source, target = samples
-    notices += _notices(source, target, names)
-    return Pair(source, target, names, tuple(notices))
-
-
-def _lost_digits(
-    points: np.ndarray, name: str, dtype: np.dtype, columns: tuple[str, ...] | None
-) -> list[str]:
-    """Columns whose spread a coarser dtype hardly resolves."""
-    spread, size = points.std(axis=0, dtype=np.float64), np.abs(points).max(axis=0)
-    lost = np.flatnonzero((spread > 0) & (spread < 1e3 * np.finfo(dtype).eps * size))
-    if not lost.size:
-        return []
-    listed = ", ".join(_label(i, columns) for i in lost[:5])
-    return [
-        f"{dtype} hardly resolves what varies in the {name}: {listed}; subtract an offset, or "
-        "enable x64"
-    ]
-
-
-def effective_size(weights: Float[np.ndarray, " n"]) -> float:
-    """`1 / sum w_i^2`: how many points of equal weight would be as good."""
-    return float(1 / np.sum(weights**2))
-
-
 def as_weights(weights: Any, n: int, name: str) -> Float[np.ndarray, " n"]:
     """Weights of `n` points in float64, equal if None, that sum to one exactly.
 
@@ -232,48 +153,6 @@ def as_weights(weights: Any, n: int, name: str) -> Float[np.ndarray, " n"]:
             f"weights of the {name} must sum to 1; they sum to {total:.6g}. Divide them by it."
         )
     return values / total
-
-
-def _notices(source: Sample, target: Sample, columns: tuple[str, ...] | None) -> list[str]:
-    """What a user should know about the data before believing a map."""
-    dim = source.points.shape[1]
-    notices, spreads = [], []
-    for name, sample in (("source", source), ("target", target)):
-        spread = np.asarray(sample.points, np.float64).std(axis=0)
-        spreads.append(spread)
-        n = round(effective_size(sample.weights))
-        if n < POINTS_PER_DIM * dim:
-            notices.append(
-                f"the {name} has {n} points in {dim} dimensions, fewer than {POINTS_PER_DIM} for "
-                "each: expect an error of the order of the noise, and new rows that lie off the "
-                "span of these to be extrapolated"
-            )
-        constant = np.flatnonzero(np.ptp(sample.points, axis=0) == 0)
-        if constant.size:
-            listed = ", ".join(_label(i, columns) for i in constant[:5])
-            notices.append(f"constant in the {name}: {listed}")
-        spread[constant] = 0  # rounding of the mean leaves some
-        varying = spread[spread > 0]
-        if varying.size and varying.max() > RATIO * varying.min():
-            largest, least = int(np.argmax(spread)), np.flatnonzero(spread == varying.min())[0]
-            notices.append(
-                f"scales in the {name} differ by a factor of {varying.max() / varying.min():.0f} "
-                f"({_label(largest, columns)} against {_label(least, columns)}): distances are "
-                "those of the larger ones; standardise the columns unless that is meant"
-            )
-    known = (spreads[0] > 0) & (spreads[1] > 0)
-    ratio = np.where(known, np.maximum(spreads[1], 1e-300) / np.maximum(spreads[0], 1e-300), 1.0)
-    far = int(np.argmax(np.abs(np.log(ratio))))
-    if not 1 / RATIO <= ratio[far] <= RATIO:
-        notices.append(
-            f"{_label(far, columns)} has {ratio[far]:.3g} times the scale in the target that it "
-            "has in the source: are the units the same?"
-        )
-    return notices
-
-
-def _label(i: Any, columns: tuple[str, ...] | None) -> str:
-    return f"column {i}" if columns is None else columns[i]
 
 
 def traced(x: Any) -> bool:

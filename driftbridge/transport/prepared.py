@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 
 from driftbridge.transport.costs import Cost
 from driftbridge.transport.entropic_problem import Problem, mean_cost
+from driftbridge.transport.measures import device_dtype, two_samples
 from driftbridge.transport.padding import bucket, padded
-from driftbridge.transport.points import as_rows, as_weights
+from driftbridge.transport.points import as_weights
 
 
 class Prepared(NamedTuple):
@@ -33,15 +34,11 @@ def prepared(
     """
     if not 0 < float(epsilon) < np.inf:
         raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
-    rows = _points(x, "x"), _points(y, "y")
-    if rows[0].shape[1] != rows[1].shape[1]:
-        raise ValueError(
-            f"x and y must have one dimension; got {rows[0].shape[1]} and {rows[1].shape[1]}."
-        )
-    dtype = jax.dtypes.canonicalize_dtype(np.result_type(*rows))
-    dtype = np.dtype(np.float32) if np.dtype(dtype).itemsize < 4 else np.dtype(dtype)
     as_mass = as_weights if conserved else _as_masses
-    weights = as_mass(a, len(rows[0]), "x"), as_mass(b, len(rows[1]), "y")
+    samples = two_samples(x, y, a, b, vectors=False, as_mass=as_mass)
+    rows = [np.asarray(sample.points) for sample in samples]
+    weights = [sample.weights for sample in samples]
+    dtype = device_dtype(rows[0])
     centres = [np.zeros(rows[0].shape[1])] * 2
     if cost is None:
         centres = [np.average(p, axis=0, weights=w) for p, w in zip(rows, weights, strict=True)]
@@ -87,16 +84,6 @@ def mean_of_costs(problem: Problem) -> float:
 
 
 _mean_cost = jax.jit(mean_cost)
-
-
-def _points(points: Any, name: str) -> np.ndarray:
-    rows = np.asarray(as_rows(points, name))
-    if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 1:
-        raise ValueError(
-            f"{name} must have shape (n, dim) with n and dim at least 1; got {rows.shape}. One "
-            "column of numbers is values[:, None]."
-        )
-    return rows
 
 
 def _as_masses(weights: Any, n: int, name: str) -> np.ndarray:

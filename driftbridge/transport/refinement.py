@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.couplings import TableCoupling, tables
-from driftbridge.transport.minibatch import generator, indices
+from driftbridge.transport.distances import gaussian_wasserstein
+from driftbridge.transport.minibatch import indices
 
 # Points that choose the direction of a split, starts of that choice, and its rounds.
 SAMPLE, STARTS, ROUNDS = 1 << 14, 3, 20
@@ -77,7 +78,7 @@ class HierarchicalRefinement(TableCoupling):
                 f"leaf must be at least 2 and sweeps at least 0; got {leaf} and {sweeps}."
             )
         first, second = np.asarray(self.x), np.asarray(self.y)
-        rng = generator(as_key(key))
+        rng = host_generator(as_key(key))
         columns = _bisected(first, second, leaf, rng)
         costs = [_mean_cost(first, second, columns)]
         for sweep in range(sweeps):
@@ -85,7 +86,7 @@ class HierarchicalRefinement(TableCoupling):
             costs.append(_mean_cost(first, second, columns))
         self.columns = indices(columns)
         self.costs = jnp.asarray(np.array(costs), self.x.dtype)
-        self.lower_bound = jnp.asarray(gelbrich(first, second), self.x.dtype)
+        self.lower_bound = jnp.asarray(gaussian_wasserstein(first, second) ** 2, self.x.dtype)
 
     @property
     def cost(self) -> float:
@@ -94,24 +95,6 @@ class HierarchicalRefinement(TableCoupling):
     def _rows(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
         i = jax.random.randint(key, (n,), 0, len(self.columns))
         return i, self.columns[i]
-
-
-def gelbrich(x: Float[np.ndarray, "n dim"], y: Float[np.ndarray, "m dim"]) -> float:
-    """A lower bound on `W2^2` from means and covariances alone.
-
-    `|m0 - m1|^2 + tr(C0 + C1 - 2 (C0^{1/2} C1 C0^{1/2})^{1/2})`; the last trace is the nuclear norm
-    of `L0^T L1`, `C = L L^T`. Gelbrich (1990), theorem 2.1.
-    """
-    means, factors = [], []
-    for points in (x, y):
-        mean = points.mean(axis=0, dtype=np.float64)
-        centred = points - mean
-        values, vectors = np.linalg.eigh(centred.T @ centred / len(points))
-        means.append(mean)
-        factors.append(vectors * np.sqrt(np.maximum(values, 0)))
-    nuclear = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
-    spread = sum(np.sum(factor**2) for factor in factors)
-    return float(np.sum((means[0] - means[1]) ** 2) + max(spread - 2 * nuclear, 0))
 
 
 def _mean_cost(x, y, columns) -> float:

@@ -12,7 +12,8 @@ from driftbridge.runtime.keys import as_key
 from driftbridge.transport.base import Cost, Fit, Invertible, TransportMap
 from driftbridge.transport.comparison import Comparison, compare
 from driftbridge.transport.exact import optimal_coupling
-from driftbridge.transport.points import as_rows, pair_of
+from driftbridge.transport.pairs import pair_of
+from driftbridge.transport.points import as_rows
 
 # Points of the source in exact transport problems, and twice as many of the target, whose halves
 # give the floor: each problem takes a tenth of a second.

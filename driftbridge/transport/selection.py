@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 from driftbridge.runtime.keys import host_generator
 from driftbridge.transport.base import Method
 from driftbridge.transport.entropic import Corrected, CorrectedMap
+from driftbridge.transport.measures import part_of
 from driftbridge.transport.padding import below, bucket
 from driftbridge.transport.points import Sample
 from driftbridge.transport.streaming import streamed
@@ -113,12 +114,4 @@ def _folds(sample: Sample, random: np.random.Generator) -> list[tuple[Sample, Sa
     n = len(order)
     cut = max(2, n - min(math.ceil((1 - HELD_OUT) * n), below(bucket(n))))
     turned = [np.roll(order, -(i * n) // FOLDS) for i in range(FOLDS)]
-    return [(_part(sample, t[cut:]), _part(sample, t[:cut])) for t in turned]
-
-
-def _part(sample: Sample, rows: np.ndarray) -> Sample:
-    """Some points with their weights; equal ones where all weight is on the others."""
-    weights = sample.weights[rows]
-    total = weights.sum()
-    weights = weights / total if total > 0 else np.full(len(rows), 1 / len(rows))
-    return Sample(sample.points[rows], weights)
+    return [(part_of(sample, t[cut:]), part_of(sample, t[:cut])) for t in turned]

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from driftbridge.transport.base import Fit, Method, Stochastic
+from driftbridge.transport.measures import mean_cost
 from driftbridge.transport.points import Sample
 from driftbridge.transport.resampling import Resampled
 from driftbridge.transport.semidiscrete import semidiscrete, spacing
@@ -66,7 +67,9 @@ class Semidiscrete(Method):
 
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> SemidiscreteMap:
         start = time.perf_counter()
-        epsilon = _rate(source, target) if self.epsilon is None else self.epsilon
+        epsilon = self.epsilon
+        if epsilon is None:
+            epsilon = mean_cost(source, target, centred=True) / len(source.points) ** 0.5
         noise = self.noise
         if noise is None:
             noise = _half_spacing(source) if epsilon == 0 else 0.0
@@ -94,14 +97,6 @@ class Semidiscrete(Method):
             ),
             plan,
         )  # fmt: skip
-
-
-def _rate(source: Sample, target: Sample) -> float:
-    spread = 0.0
-    for sample in (source, target):
-        points = np.asarray(sample.points, np.float64)
-        spread += sample.weights @ np.sum((points - sample.weights @ points) ** 2, axis=1) / 2
-    return float(spread / np.sqrt(len(source.points)))
 
 
 def _half_spacing(source: Sample) -> float:

@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.products import product
+from driftbridge.transport.account import Account
 from driftbridge.transport.laguerre import probabilities, scores_of
 from driftbridge.transport.marginal_error import MarginalError
 
 
 @dataclass(frozen=True, eq=False)
-class Solve:
-    """How a potential was found; all are equal to one another, as `Fit` is.
+class Solve(Account):
+    """How a potential was found.
 
     - `num_points`: without those that fill a size up.
     - `status`: "converged", "max_iterations" or "not_finite".
@@ -32,12 +33,6 @@ class Solve:
     history: tuple[tuple[int, float, float], ...]
     error: MarginalError
     seconds: float
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Solve)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 class SemidiscretePlan(eqx.Module):

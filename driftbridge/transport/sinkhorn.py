@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from driftbridge.runtime.progress import Callback
 from driftbridge.transport.costs import Cost
 from driftbridge.transport.driving import ANNEAL_BELOW, METHODS, choose, to_tolerance
-from driftbridge.transport.entropic_plan import Account, EntropicPlan
+from driftbridge.transport.entropic_plan import EntropicPlan, Solved
 from driftbridge.transport.iterate import first
 from driftbridge.transport.prepared import mean_of_costs, potentials_of, prepared
 
@@ -89,7 +89,7 @@ def sinkhorn(
         error=error,
         num_iterations=iterations,
         code=jax.device_put(np.int32(status)),
-        account=Account(choice.method, choice.reason),
+        account=Solved(choice.method, choice.reason),
     )
 
 

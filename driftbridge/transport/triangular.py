@@ -11,10 +11,10 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int, Key
 
+from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.products import product
-from driftbridge.transport.affine import moments
 from driftbridge.transport.base import Fit, HasDensity, Method, as_dtype
-from driftbridge.transport.minibatch import generator
+from driftbridge.transport.measures import moments, part_of
 from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import Sample
 from driftbridge.transport.rearrangement import quantiles
@@ -163,7 +163,7 @@ class Triangular(Method):
 
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> TriangularMap:
         start = time.perf_counter()
-        rng, dtype = generator(key), source.points.dtype
+        rng, dtype = host_generator(key), source.points.dtype
         kept = [_some(sample, self.max_points, rng) for sample in (source, target)]
         whitened = [
             _whitened(full, sample, name)
@@ -190,9 +190,7 @@ class Triangular(Method):
 def _some(sample: Sample, most: int, rng: np.random.Generator) -> Sample:
     if len(sample.points) <= most:
         return sample
-    rows = rng.choice(len(sample.points), most, replace=False)
-    weights = sample.weights[rows]
-    return Sample(sample.points[rows], weights / weights.sum())
+    return part_of(sample, rng.choice(len(sample.points), most, replace=False))
 
 
 def _whitened(full: Sample, sample: Sample, name: str):

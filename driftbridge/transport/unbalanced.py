@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from driftbridge.transport.blocked import log_sweep
 from driftbridge.transport.costs import Cost
-from driftbridge.transport.entropic_plan import Account, EntropicPlan
+from driftbridge.transport.entropic_plan import EntropicPlan, Solved
 from driftbridge.transport.entropic_problem import Problem
 from driftbridge.transport.iterate import CONVERGED, MAX_ITERATIONS, RUNNING, STALLED
 from driftbridge.transport.plan_products import softmin
@@ -119,7 +119,7 @@ def unbalanced_sinkhorn(
     most = np.asarray(max_iterations, np.int32)
     taus = _numbers(ready.problem, tau_a, tau_b)
     state, value = _relaxed(ready.problem, taus, _numbers(ready.problem, tolerance)[0], most)
-    return _plan(ready, state, value, Account("unbalanced", reason))
+    return _plan(ready, state, value, Solved("unbalanced", reason))
 
 
 def partial_sinkhorn(
@@ -161,7 +161,7 @@ def partial_sinkhorn(
     most = np.asarray(max_iterations, np.int32)
     share, accuracy = _numbers(ready.problem, mass, tolerance)
     state, value = _partial(ready.problem, share, accuracy, most)
-    return _plan(ready, state, value, Account("partial", f"mass = {float(mass):g}"))
+    return _plan(ready, state, value, Solved("partial", f"mass = {float(mass):g}"))
 
 
 def _check(tolerance: SupportsFloat, max_iterations: int) -> None:
@@ -175,7 +175,7 @@ def _numbers(problem: Problem, *numbers: SupportsFloat) -> list[np.ndarray]:
     return [np.asarray(float(number), problem.x.dtype) for number in numbers]
 
 
-def _plan(ready, state: Relaxed, value: Array, account: Account) -> UnbalancedPlan:
+def _plan(ready, state: Relaxed, value: Array, account: Solved) -> UnbalancedPlan:
     half = state.multiplier / 2
     return UnbalancedPlan(
         x=ready.points[0],
