@@ -7,6 +7,7 @@ import driftbridge as db
 
 anndata = pytest.importorskip("anndata")
 
+from driftbridge.transport import DataWarning  # noqa: E402
 from driftbridge.transport.anndata import fit_map  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,9 @@ def test_results_survive_the_file(tmp_path):
 def test_messages_survive_too(tmp_path):
     adata, points = cells()
     adata.obsm["X_pca"] = points * np.float32([1, 100, 1])
-    fit_map(adata, "batch", "a", "c", method="affine", key_added="X_other")
+    with pytest.warns(DataWarning) as said:
+        fit_map(adata, "batch", "a", "c", method="affine", key_added="X_other")
+    assert "scales in the source" in str(said[0].message)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     facts = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["driftbridge"]["X_other"]
     assert "scales in the source" in facts["messages"][0]

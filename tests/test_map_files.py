@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import driftbridge as db
-from driftbridge.transport import MapFileError, Progressive
+from driftbridge.transport import DataWarning, MapFileError, Progressive
 from driftbridge.transport.saved import FORMAT, HEADER, VERSION
 
 FROZEN = Path(__file__).parent / "data"
@@ -63,7 +63,8 @@ def test_columns_and_messages_are_kept(tmp_path):
 
     x, y = clouds()
     frames = (pandas.DataFrame(data, columns=["u", "v"]) for data in (x[:8], y))
-    path = db.fit_map(*frames).save(tmp_path / "map.npz")
+    with pytest.warns(DataWarning, match="8 points"):
+        path = db.fit_map(*frames).save(tmp_path / "map.npz")
     fit = db.load(path).fit
     assert fit.columns == ("u", "v") and "8 points" in fit.reason and len(fit.messages) == 1
 

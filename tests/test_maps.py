@@ -8,7 +8,7 @@ import pytest
 
 import driftbridge as db
 from driftbridge.runtime.compilations import Compilations
-from driftbridge.transport import Affine, Corrected, Entropic, NotSupported
+from driftbridge.transport import Affine, Corrected, DataWarning, Entropic, NotSupported
 from driftbridge.transport.base import Fit
 
 
@@ -99,11 +99,13 @@ def test_a_second_fit_of_the_size_compiles_nothing():
 def test_auto_says_why():
     x, y = clouds()
     assert db.fit_map(x, y).fit.method == "corrected"
-    few = db.fit_map(x[:8], y)
+    with pytest.warns(DataWarning, match="8 points in 2 dimensions"):
+        few = db.fit_map(x[:8], y)
     assert few.fit.method == "affine" and "8 points" in few.fit.reason
     flat = x.copy()
     flat[:, 1] = 3
-    found = db.fit_map(flat, y)
+    with pytest.warns(DataWarning, match="constant in the source: column 1"):
+        found = db.fit_map(flat, y)
     assert found.fit.method == "affine" and "singular" in found.fit.reason
     assert any("constant in the source: column 1" in m for m in found.fit.messages)
     assert np.isfinite(found(flat)).all()
@@ -117,8 +119,11 @@ def test_a_solver_that_did_not_converge_is_said():
 
 def test_scales_are_compared():
     x, y = clouds()
-    found = db.fit_map(x * np.float32([1, 100]), y, "affine")
+    with pytest.warns(DataWarning) as said:
+        found = db.fit_map(x * np.float32([1, 100]), y, "affine")
     assert any("scales in the source differ by a factor of 1" in m for m in found.fit.messages)
+    assert [str(warning.message) for warning in said] == list(found.fit.messages)
+    assert "are the units the same?" in found.fit.messages[-1]
 
 
 def test_what_a_map_cannot_do_is_named():

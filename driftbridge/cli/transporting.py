@@ -1,5 +1,6 @@
 """`fit`, `apply` and the report of a map: tables in, tables out."""
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from driftbridge.cli import data as files
 from driftbridge.cli.errors import CONVERGED, NOT_CONVERGED, CommandError
 from driftbridge.cli.printing import console, escaped
 from driftbridge.transport.base import TransportMap
+from driftbridge.transport.pairs import DataWarning
 
 # A report needs this many rows on each side.
 LEAST_ROWS = 10
@@ -81,7 +83,9 @@ def fit(
     first, second = read_rows(source, columns), read_rows(target, columns)
     _check_columns(first, second)
     (x, x_test), (y, y_test) = (_split(r.points, held_out, seed) for r in (first, second))
-    fitted = db.fit_map(x, y, method, seed)
+    with warnings.catch_warnings():  # printed with the fit
+        warnings.simplefilter("ignore", DataWarning)
+        fitted = db.fit_map(x, y, method, seed)
     saved = fitted.save(out)
     _print_fit(fitted)
     is_new = x_test is not None and y_test is not None

@@ -47,6 +47,7 @@ from driftbridge.transport.maximum_mean_discrepancy import kernel_discrepancy as
 from driftbridge.transport.maximum_mean_discrepancy import mmd as mmd
 from driftbridge.transport.minibatch import MinibatchOT as MinibatchOT
 from driftbridge.transport.one_dimensional import wasserstein_1d as wasserstein_1d
+from driftbridge.transport.pairs import DataWarning as DataWarning
 from driftbridge.transport.progressive import Progressive as Progressive
 from driftbridge.transport.rearrangement import Rearrangement as Rearrangement
 from driftbridge.transport.rearrangement import RearrangementMap as RearrangementMap

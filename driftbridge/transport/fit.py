@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from driftbridge.transport.affine import Affine
 from driftbridge.transport.base import Method, TransportMap
 from driftbridge.transport.entropic import Corrected, Debiased, Entropic
 from driftbridge.transport.measures import moments
-from driftbridge.transport.pairs import POINTS_PER_DIM, Pair, effective_size, pair_of
+from driftbridge.transport.pairs import POINTS_PER_DIM, DataWarning, Pair, effective_size, pair_of
 from driftbridge.transport.points import Sample
 from driftbridge.transport.progressive import Progressive
 from driftbridge.transport.rearrangement import Rearrangement
@@ -62,6 +63,9 @@ def fit_map(
     **Returns:** a `TransportMap`. `T.fit.messages` is what must be known about data and solvers;
     `T.fit.converged` is False where a solver stopped before its tolerance.
 
+    **Warns:** `DataWarning` for few points, constant columns, and scales that differ by more than
+    20, each also among the messages.
+
     **Raises:** `ValueError` for data that cannot be fitted, naming row, column or value.
     """
     start = time.perf_counter()
@@ -81,6 +85,8 @@ def fit_map(
         messages=pair.messages + messages + fitted.fit.messages,
         seconds=time.perf_counter() - start,
     )
+    for message in pair.messages:
+        warnings.warn(message, DataWarning, stacklevel=2)
     return dataclasses.replace(fitted, fit=fit)
 
 

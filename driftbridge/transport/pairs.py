@@ -14,6 +14,10 @@ RATIO = 20.0
 POINTS_PER_DIM = 5
 
 
+class DataWarning(UserWarning):
+    """Data that can be fitted, and of which the user should know something first."""
+
+
 class Pair(NamedTuple):
     """Two data sets that have passed the door, and what was noticed there."""
 
