@@ -195,7 +195,7 @@ def test_a_fit_that_stops_early_says_so(data):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the target has 2 points")
+@pytest.mark.filterwarnings("ignore::driftbridge.transport.DataWarning")  # two points, meant
 def test_the_entropic_map_has_its_rate_in_ten_dimensions():
     """`E |T_n - T|^2 ~ n^{-1/2}` at `epsilon = n^{-1/2}` times the mean cost.
 
