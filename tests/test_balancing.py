@@ -261,7 +261,7 @@ def test_columns_of_data_frames_are_matched_by_name():
     np.testing.assert_allclose(found.weights, expected, rtol=1e-12)
     with pytest.raises(ValueError, match="that of dose stays"):
         balance_weights(source, target.assign(dose=9.0), "linear")
-    with pytest.raises(ValueError, match="lacks"):
+    with pytest.raises(ValueError, match=r"only in x: \['dose'\], only in y: \['mass'\]"):
         balance_weights(source, target.rename(columns={"dose": "mass"}), "linear")
 
 

@@ -152,7 +152,7 @@ BAD = {
     "at least 2 rows": lambda x, y: (x[:1], y),
     r"source must have at least 2 rows and 1 column; got \(0, 2\)": lambda x, y: (x[:0], y),
     "must hold numbers": lambda x, y: (np.array([["a", "b"]]), y),
-    r"only the source has \['a'\], only the target \['c'\]": lambda x, y: (
+    r"only in source: \['a'\], only in target: \['c'\]": lambda x, y: (
         pandas.DataFrame(x, columns=["a", "b"]),
         pandas.DataFrame(y, columns=["c", "b"]),
     ),

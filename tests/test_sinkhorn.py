@@ -242,7 +242,7 @@ def test_bad_input_is_named():
         sinkhorn(x, y, epsilon=0.1, a=np.where(np.arange(40) == 2, -0.1, 1.1 / 39))
     with pytest.raises(ValueError, match="have shape"):
         sinkhorn(x, y, epsilon=0.1, a=np.full(39, 1 / 39))
-    with pytest.raises(ValueError, match="n and dim at least 1"):
+    with pytest.raises(ValueError, match="at least 1 row and 1 column"):
         sinkhorn(x[:0], y, epsilon=0.1)
     with pytest.raises(ValueError, match="one dimension"):
         sinkhorn(x[:, :1], y, epsilon=0.1)

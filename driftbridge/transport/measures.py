@@ -49,8 +49,8 @@ def two_samples(
     if columns is not None and others is not None and set(columns) != set(others):
         only = [c for c in columns if c not in others], [c for c in others if c not in columns]
         raise ValueError(
-            f"{names[0]} and {names[1]} must have the same columns; only the {names[0]} has "
-            f"{only[0]}, only the {names[1]} {only[1]}."
+            f"{names[0]} and {names[1]} must have the same columns; only in {names[0]}: {only[0]}, "
+            f"only in {names[1]}: {only[1]}."
         )
     rows = []
     for name, data in zip(names, (x, y), strict=True):
