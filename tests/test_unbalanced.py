@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from driftbridge.transport import unbalanced
 from driftbridge.transport.sinkhorn import sinkhorn
 from driftbridge.transport.unbalanced import partial_sinkhorn, unbalanced_sinkhorn
 
@@ -106,3 +107,34 @@ def test_bad_input_is_named():
         unbalanced_sinkhorn(x, y, epsilon=EPSILON, tau_a=1.0, a=np.where(np.arange(13) == 3, -1, a))
     with pytest.raises(ValueError, match="tolerance must be positive"):
         partial_sinkhorn(x, y, epsilon=EPSILON, mass=0.5, tolerance=0.0)
+
+
+@pytest.mark.parametrize("form", ["relaxed", "semi-relaxed", "partial"])
+def test_annealing_changes_how_many_iterations_are_taken_and_nothing_else(x64, form, monkeypatch):
+    x, y, a, b = clouds()
+    taus = {"relaxed": (1.0, 2.0), "semi-relaxed": (1.0, np.inf)}
+
+    def solve():
+        if form == "partial":
+            mass = 0.7 * a.sum()
+            return partial_sinkhorn(x, y, epsilon=0.04, mass=mass, a=a, b=b, tolerance=TIGHT)
+        tau_a, tau_b = taus[form]
+        return unbalanced_sinkhorn(
+            x, y, epsilon=0.04, tau_a=tau_a, tau_b=tau_b, a=a, b=b, tolerance=TIGHT
+        )
+
+    annealed = solve()
+    monkeypatch.setattr(unbalanced, "first_stage", lambda epsilon, mean: epsilon)
+    plain = solve()
+    assert annealed.converged and plain.converged
+    assert int(annealed.num_iterations) != int(plain.num_iterations)
+    np.testing.assert_allclose(annealed.dual, plain.dual, rtol=1e-7)
+    np.testing.assert_allclose(annealed.mass, plain.mass, rtol=1e-6)
+
+
+def test_iterations_are_counted_over_all_stages():
+    x, y, a, b = clouds()
+    plan = unbalanced_sinkhorn(
+        x, y, epsilon=1e-3, tau_a=1.0, tau_b=1.0, a=a, b=b, tolerance=1e-6, max_iterations=20
+    )
+    assert plan.status == "max_iterations" and int(plan.num_iterations) == 20

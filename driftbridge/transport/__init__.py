@@ -9,6 +9,7 @@ from driftbridge.transport.base import Method as Method
 from driftbridge.transport.base import NotSupported as NotSupported
 from driftbridge.transport.base import Stochastic as Stochastic
 from driftbridge.transport.base import TransportMap as TransportMap
+from driftbridge.transport.batched import sinkhorn_batch as sinkhorn_batch
 from driftbridge.transport.certificate import Certificate as Certificate
 from driftbridge.transport.classifier import ClassifierTest as ClassifierTest
 from driftbridge.transport.classifier import (

@@ -14,6 +14,7 @@ from driftbridge.transport import plan_products
 from driftbridge.transport.blocked import iterate_blocked, log_sweep
 from driftbridge.transport.entropic_problem import Problem
 from driftbridge.transport.iterate import (
+    ANNEAL_BELOW,
     CONVERGED,
     MAX_ITERATIONS,
     RUNNING,
@@ -27,8 +28,6 @@ from driftbridge.transport.scaling import iterate_stored
 from driftbridge.transport.sharded import solve_sharded
 
 METHODS = ("auto", "stored", "blocked", "log", "newton")
-# Epsilon is annealed below this share of the mean cost.
-ANNEAL_BELOW = 0.02
 # Entries of a matrix that is stored whatever epsilon is, and at small epsilon.
 STORED, STORED_SMALL = 2048**2, 6144**2
 # Below this tolerance a Newton finish is faster than scaling.

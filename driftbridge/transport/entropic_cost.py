@@ -9,9 +9,16 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from driftbridge.transport.blocked import iterate_blocked
 from driftbridge.transport.costs import Cost
-from driftbridge.transport.driving import ANNEAL_BELOW, STORED
+from driftbridge.transport.driving import STORED
 from driftbridge.transport.entropic_problem import Problem, exponents, in_blocks, mean_cost
-from driftbridge.transport.iterate import RUNNING, STAGE_TOLERANCE, Iterate, Settings
+from driftbridge.transport.iterate import (
+    ANNEAL_BELOW,
+    ANNEAL_FROM,
+    RUNNING,
+    STAGE_TOLERANCE,
+    Iterate,
+    Settings,
+)
 from driftbridge.transport.newton import columns_of, finish
 from driftbridge.transport.padding import bucket
 from driftbridge.transport.plan_products import softmin
@@ -144,7 +151,7 @@ def _solved(problem: Problem, tolerance, max_iterations) -> Iterate:
     start = Iterate(
         jnp.zeros_like(problem.a),
         jnp.zeros_like(problem.b),
-        jnp.where(is_small, jnp.maximum(mean / 4, epsilon), epsilon),
+        jnp.where(is_small, jnp.maximum(ANNEAL_FROM * mean, epsilon), epsilon),
         infinite,
         infinite,
         infinite,

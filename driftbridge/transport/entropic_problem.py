@@ -80,11 +80,11 @@ def log_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def mean_cost(problem: Problem) -> Float[Array, ""]:
-    """`sum a_i b_j C_ij`; for other costs than the squared distance over 512 rows and columns."""
+    """`sum a_i b_j C_ij / (sum a sum b)`, except for |x - y|^2 / 2 over 512 rows, columns."""
     if problem.cost is None:
         both = ((problem.x, problem.a), (problem.y, problem.b))
-        means = [jnp.sum(w[:, None] * z, axis=0) for z, w in both]
-        squares = [jnp.sum(w * jnp.sum(z**2, axis=1)) for z, w in both]
+        means = [jnp.sum(w[:, None] * z, axis=0) / jnp.sum(w) for z, w in both]
+        squares = [jnp.sum(w * jnp.sum(z**2, axis=1)) / jnp.sum(w) for z, w in both]
         return (squares[0] + squares[1]) / 2 - jnp.sum(means[0] * means[1])
     x, a = _some(problem.x, problem.a)
     y, b = _some(problem.y, problem.b)

@@ -1,6 +1,6 @@
 """Where an iteration for entropic potentials stands, and when it goes on, anneals or ends."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ STATUS = ("running", "converged", "stalled", "max_iterations")
 STAGE_TOLERANCE = 5e-2
 STAGE_ITERATIONS = 200
 ANNEALING = 4.0
+# Epsilon is annealed below the first share of the mean cost, from the second.
+ANNEAL_BELOW, ANNEAL_FROM = 0.02, 0.25
 # Iterations over which an error must fall by a hundredth, or it has stalled.
 WINDOW = 100
 PROGRESS = 0.99
@@ -46,6 +48,12 @@ class Iterate(NamedTuple):
     iterations: Int[Array, ""]
     status: Int[Array, ""]
     needs_log: Bool[Array, ""]
+
+
+def first_stage(epsilon: Any, mean_cost: Any) -> np.ndarray:
+    """The epsilon at which annealing begins: `epsilon` itself unless the mean cost dwarfs it."""
+    start = np.maximum(ANNEAL_FROM * np.asarray(mean_cost), epsilon)
+    return np.where(np.asarray(epsilon) < ANNEAL_BELOW * np.asarray(mean_cost), start, epsilon)
 
 
 def first(f: np.ndarray, g: np.ndarray, epsilon: np.ndarray, needs_log: bool) -> Iterate:

@@ -10,10 +10,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.assignment import assign, squared_distances
+from driftbridge.transport.batched import sinkhorn_batch
 from driftbridge.transport.couplings import TableCoupling, tables
 from driftbridge.transport.points import as_weights
 from driftbridge.transport.resampling import as_draw, as_table
-from driftbridge.transport.sinkhorn import sinkhorn
+
+# Batches solved by one call.
+TOGETHER = 64
 
 
 class MinibatchOT(TableCoupling):
@@ -65,17 +68,16 @@ class MinibatchOT(TableCoupling):
         x, rows = pool_of(x, "x", source_weights, count, first)
         y, columns = pool_of(y, "y", target_weights, count, second)
         self.x, self.y = tables(x, y)
-        rng, unsolved = host_generator(third), 0
-        for batch in range(pool):
-            part = slice(batch * batch_size, (batch + 1) * batch_size)
-            i, j = rows[part], columns[part]
-            if epsilon > 0:
-                chosen, status = draw_entropic(x[i], y[j], epsilon, rng)
-                unsolved += status != "converged"
-            else:
-                chosen = assign(squared_distances(x[i], y[j]))
-            columns[part] = j[chosen]
-        self.pool_rows, self.pool_columns = indices(rows), indices(columns)
+        left = x[rows].reshape(pool, batch_size, -1)
+        right = y[columns].reshape(pool, batch_size, -1)
+        unsolved = 0
+        if epsilon > 0:
+            chosen, unsolved = draw_entropic(left, right, epsilon, host_generator(third))
+        else:
+            pairs = zip(left, right, strict=True)
+            chosen = np.stack([assign(squared_distances(*pair)) for pair in pairs])
+        columns = np.take_along_axis(columns.reshape(pool, batch_size), chosen, axis=1)
+        self.pool_rows, self.pool_columns = indices(rows), indices(columns.reshape(-1))
         self.status = f"{unsolved} of {pool} batches stalled" if unsolved else "converged"
 
     @property
@@ -96,16 +98,22 @@ def check_batches(batch_size: int, pool: int, epsilon: float) -> None:
 
 
 def draw_entropic(
-    x: Float[np.ndarray, "n dim"],
-    y: Float[np.ndarray, "n dim"],
+    x: Float[np.ndarray, "pool n dim"],
+    y: Float[np.ndarray, "pool n dim"],
     epsilon: float,
     rng: np.random.Generator,
-) -> tuple[Int[np.ndarray, " n"], str]:
-    """A row of `y` for each row of `x` from the entropic plan between them, and its status."""
-    plan = sinkhorn(x, y, epsilon=epsilon)
-    scores = np.asarray(plan.g, np.float64)[None] - squared_distances(x, y) / 2
-    noise = rng.gumbel(size=scores.shape)
-    return np.argmax(scores / epsilon + noise, axis=1), plan.status
+) -> tuple[Int[np.ndarray, "pool n"], int]:
+    """For each row of `x` one of `y` from the batch's entropic plan, and how many plans stalled."""
+    chosen, unsolved = [], 0
+    for start in range(0, len(x), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        plans = sinkhorn_batch(x[part], y[part], epsilon=epsilon)
+        for plan, left, right in zip(plans, x[part], y[part], strict=True):
+            scores = np.asarray(plan.g, np.float64)[None] - squared_distances(left, right) / 2
+            noise = rng.gumbel(size=scores.shape)
+            chosen.append(np.argmax(scores / epsilon + noise, axis=1))
+            unsolved += not plan.converged
+    return np.stack(chosen), unsolved
 
 
 def indices(rows: Int[np.ndarray, " n"]) -> Int[Array, " n"]:

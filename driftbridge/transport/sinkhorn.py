@@ -8,13 +8,10 @@ from jax.sharding import Mesh
 
 from driftbridge.runtime.progress import Callback
 from driftbridge.transport.costs import Cost
-from driftbridge.transport.driving import ANNEAL_BELOW, METHODS, choose, to_tolerance
+from driftbridge.transport.driving import METHODS, choose, to_tolerance
 from driftbridge.transport.entropic_plan import EntropicPlan, Solved
-from driftbridge.transport.iterate import first
+from driftbridge.transport.iterate import first, first_stage
 from driftbridge.transport.prepared import mean_of_costs, potentials_of, prepared
-
-# Annealing starts at this share of the mean cost.
-ANNEAL_FROM = 0.25
 
 
 def sinkhorn(
@@ -69,8 +66,7 @@ def sinkhorn(
     start = float(epsilon)
     if init is None:
         f, g = (np.zeros(len(w), dtype) for w in (problem.a, problem.b))
-        anneals = start < ANNEAL_BELOW * mean and float(tolerance) > 0
-        start = max(ANNEAL_FROM * mean, start) if anneals else start
+        start = first_stage(start, mean) if float(tolerance) > 0 else start
     else:
         given = (init.f, init.g) if isinstance(init, EntropicPlan) else init
         f, g = potentials_of(ready, *given)

@@ -1,5 +1,6 @@
 """Entropic transport that may leave mass behind: relaxed marginals, or a given share of mass."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple, SupportsFloat
 
@@ -13,9 +14,18 @@ from driftbridge.transport.blocked import log_sweep
 from driftbridge.transport.costs import Cost
 from driftbridge.transport.entropic_plan import EntropicPlan, Solved
 from driftbridge.transport.entropic_problem import Problem
-from driftbridge.transport.iterate import CONVERGED, MAX_ITERATIONS, RUNNING, STALLED
+from driftbridge.transport.iterate import (
+    ANNEALING,
+    CONVERGED,
+    MAX_ITERATIONS,
+    RUNNING,
+    STAGE_ITERATIONS,
+    STAGE_TOLERANCE,
+    STALLED,
+    first_stage,
+)
 from driftbridge.transport.plan_products import softmin
-from driftbridge.transport.prepared import prepared
+from driftbridge.transport.prepared import mean_of_costs, prepared
 
 # Iterations over which the error must fall by a hundredth, or it has stalled.
 WINDOW, PROGRESS = 500, 0.99
@@ -90,7 +100,7 @@ def unbalanced_sinkhorn(
 
     - `tau_a`, `tau_b`: in `(0, inf]`, in the units of the cost.
     - `a`, `b`: weights `(n,)` and `(m,)` of any positive sums; None for equal ones that sum to one.
-    - others: as of `sinkhorn`; the iteration is in the log domain, and not annealed.
+    - others: as of `sinkhorn`; the iteration is in the log domain.
 
     **Returns:** an `UnbalancedPlan`; read its `status` and `mass`.
 
@@ -116,9 +126,8 @@ def unbalanced_sinkhorn(
             "make a tau finite."
         )
     reason = f"tau_a = {float(tau_a):g}, tau_b = {float(tau_b):g}"
-    most = np.asarray(max_iterations, np.int32)
-    taus = _numbers(ready.problem, tau_a, tau_b)
-    state, value = _relaxed(ready.problem, taus, _numbers(ready.problem, tolerance)[0], most)
+    program = functools.partial(_relaxed, [_number(ready.problem, tau) for tau in (tau_a, tau_b)])
+    state, value = _annealed(program, ready.problem, tolerance, max_iterations)
     return _plan(ready, state, value, Solved("unbalanced", reason))
 
 
@@ -158,9 +167,8 @@ def partial_sinkhorn(
         raise ValueError(
             f"mass must lie in (0, {min(sums):.6g}], the smaller sum of the weights; got {mass}."
         )
-    most = np.asarray(max_iterations, np.int32)
-    share, accuracy = _numbers(ready.problem, mass, tolerance)
-    state, value = _partial(ready.problem, share, accuracy, most)
+    program = functools.partial(_partial, _number(ready.problem, mass))
+    state, value = _annealed(program, ready.problem, tolerance, max_iterations)
     return _plan(ready, state, value, Solved("partial", f"mass = {float(mass):g}"))
 
 
@@ -171,8 +179,30 @@ def _check(tolerance: SupportsFloat, max_iterations: int) -> None:
         raise ValueError(f"max_iterations must be at least 1; got {max_iterations}.")
 
 
-def _numbers(problem: Problem, *numbers: SupportsFloat) -> list[np.ndarray]:
-    return [np.asarray(float(number), problem.x.dtype) for number in numbers]
+def _number(problem: Problem, number: SupportsFloat) -> np.ndarray:
+    return np.asarray(float(number), problem.x.dtype)
+
+
+def _annealed(program, problem: Problem, tolerance: SupportsFloat, max_iterations: int):
+    """The state and value at the problem's epsilon, by way of larger ones where it is small."""
+    epsilon, mass = float(problem.epsilon), float(np.sum(np.asarray(problem.a)))
+    stage = float(first_stage(epsilon, mean_of_costs(problem)))
+    loose, state = max(float(tolerance), STAGE_TOLERANCE * mass), _first(problem)
+    # Half of the iterations are kept for the last stage.
+    while stage > epsilon and int(state.iterations) < max_iterations // 2:
+        most = min(int(state.iterations) + STAGE_ITERATIONS, max_iterations // 2)
+        warm = dataclasses.replace(problem, epsilon=jax.device_put(_number(problem, stage)))
+        state, _ = program(warm, state, _number(problem, loose), np.int32(most))
+        state, stage = _resumed(state), max(stage / ANNEALING, epsilon)
+    return program(problem, state, _number(problem, tolerance), np.int32(max_iterations))
+
+
+def _resumed(state: Relaxed) -> Relaxed:
+    """`state` at the begin of a further stage."""
+    infinite = jnp.full_like(state.error, jnp.inf)
+    return state._replace(
+        error=infinite, best=infinite, window_best=infinite, status=jnp.int32(RUNNING)
+    )
 
 
 def _plan(ready, state: Relaxed, value: Array, account: Solved) -> UnbalancedPlan:
@@ -193,7 +223,7 @@ def _plan(ready, state: Relaxed, value: Array, account: Solved) -> UnbalancedPla
 
 
 @jax.jit
-def _relaxed(problem: Problem, taus, tolerance, max_iterations):
+def _relaxed(taus, problem: Problem, start: Relaxed, tolerance, max_iterations):
     tau_a, tau_b = taus
     a, b, epsilon = problem.a, problem.b, problem.epsilon
     damping_a, damping_b = 1 / (1 + epsilon / tau_a), 1 / (1 + epsilon / tau_b)
@@ -211,14 +241,14 @@ def _relaxed(problem: Problem, taus, tolerance, max_iterations):
             state, f + shift, g - shift, state.multiplier, error, tolerance, max_iterations
         )
 
-    state = lax.while_loop(lambda state: state.status == RUNNING, body, _first(problem))
+    state = lax.while_loop(lambda state: state.status == RUNNING, body, start)
     mass = _mass(problem, state)
     value = _penalty(a, state.f, tau_a) + _penalty(b, state.g, tau_b)
     return state, value - epsilon * (mass - jnp.sum(a) * jnp.sum(b))
 
 
 @jax.jit
-def _partial(problem: Problem, mass, tolerance, max_iterations):
+def _partial(mass, problem: Problem, start: Relaxed, tolerance, max_iterations):
     a, b, epsilon = problem.a, problem.b, problem.epsilon
 
     def body(state: Relaxed) -> Relaxed:
@@ -231,7 +261,7 @@ def _partial(problem: Problem, mass, tolerance, max_iterations):
         error += _moved(b, old, g + multiplier, soft_g, epsilon)
         return _next(state, f, g, multiplier, error, tolerance, max_iterations)
 
-    state = lax.while_loop(lambda state: state.status == RUNNING, body, _first(problem))
+    state = lax.while_loop(lambda state: state.status == RUNNING, body, start)
     value = jnp.sum(a * state.f) + jnp.sum(b * state.g) + state.multiplier * mass
     return state, value - epsilon * (_mass(problem, state) - jnp.sum(a) * jnp.sum(b))
 
