@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -19,13 +20,19 @@ from driftbridge.transport.streaming import streamed
 if TYPE_CHECKING:
     from driftbridge.transport.report import MapReport
 
-_SMOOTH = "affine, corrected, rearrangement and triangular maps"
+_SMOOTH = "affine, corrected, rearrangement and triangular maps and flows"
 CAPABILITIES = {
     "inverse": _SMOOTH,
     "log_det": _SMOOTH,
     "log_prob": _SMOOTH,
+    "velocity": "flows",
+    "trajectory": "flows",
     "sample": "entropic and semidiscrete maps",
 }
+
+
+# One time for all points of a batch, or one for each.
+Times = Float[Array, ""] | Float[Array, " n"]
 
 
 class NotSupported(AttributeError):
@@ -224,6 +231,48 @@ class Stochastic(TransportMap):
         return self._of_rows("_sample", np.atleast_2d(rows), as_key(key), static=(n,))
 
 
+class Dynamic(TransportMap):
+    """A map by a flow: `T(x)` is where `dx/dt = v(t, x)` carries `x` from time 0 to 1."""
+
+    @abc.abstractmethod
+    def _velocity(self, x: Float[Array, "n dim"], t: Times) -> Float[Array, "n dim"]:
+        """Velocities of a batch of points."""
+
+    @abc.abstractmethod
+    def _trajectory(
+        self, x: Float[Array, "n dim"], times: tuple[float, ...]
+    ) -> Float[Array, "n times dim"]:
+        """Places at times of points that start at time 0."""
+
+    def velocity(self, t: Any, x: Any) -> Any:
+        """The velocity `v(t, x)`.
+
+        **Arguments:** `t`: a time in [0, 1], or one for each point; `x`: points `(n, dim)`.
+
+        **Raises:** `ValueError` for times outside [0, 1].
+        """
+        rows = as_rows(x, "x", self.dim, self.fit.columns)
+        batch = rows if rows.ndim > 1 else rows[None]
+        if not (traced(t) or traced(rows)):
+            check_times(t)
+        found = self._velocity(jnp.asarray(batch, self.dtype), jnp.asarray(t, self.dtype))
+        return like_rows(found if rows.ndim > 1 else found[0], x, self.fit.columns)
+
+    def trajectory(self, x: Any, times: Any) -> Float[Array, "times n dim"]:
+        """Where points of the source are at given times.
+
+        **Arguments:** `x`: points `(n, dim)`; `times`: increasing, in [0, 1].
+
+        **Returns:** `(times, n, dim)`.
+        """
+        times = check_times(times)
+        if np.any(np.diff(times) < 0):
+            raise ValueError(f"times must increase; got {times.tolist()}.")
+        rows = as_rows(x, "x", self.dim, self.fit.columns)
+        found = self._of_rows("_trajectory", np.atleast_2d(rows), static=(tuple(times.tolist()),))
+        return jax.device_put(np.moveaxis(np.asarray(found), 1, 0))
+
+
 class Method(eqx.Module):
     """A way to fit a map: an object of settings."""
 
@@ -232,6 +281,15 @@ class Method(eqx.Module):
     @abc.abstractmethod
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> TransportMap:
         """Fit a map from source to target; both have been checked."""
+
+
+def check_times(times: Any) -> np.ndarray:
+    """Times as an array, all in [0, 1]."""
+    values = np.atleast_1d(np.asarray(times, np.float64))
+    outside = ~((values >= 0) & (values <= 1))
+    if outside.any():
+        raise ValueError(f"times must lie in [0, 1]; got {values[outside][0]}.")
+    return values
 
 
 def as_dtype(value: Any, dtype: Any) -> Array:

@@ -12,6 +12,7 @@ from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.affine import Affine
 from driftbridge.transport.base import Method, TransportMap
 from driftbridge.transport.entropic import Corrected, Debiased, Entropic
+from driftbridge.transport.flow import Flow
 from driftbridge.transport.measures import moments
 from driftbridge.transport.pairs import POINTS_PER_DIM, DataWarning, Pair, effective_size, pair_of
 from driftbridge.transport.points import Sample
@@ -25,7 +26,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         Affine, Selected, Corrected, Entropic, Debiased, Progressive, Rearrangement, Triangular,
-        Semidiscrete,
+        Semidiscrete, Flow,
     )
 }  # fmt: skip
 AUTO = "auto"
