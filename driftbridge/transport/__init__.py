@@ -1,8 +1,10 @@
 """Maps, couplings and distances between data sets."""
 
+from driftbridge.runtime.training import Training as Training
 from driftbridge.transport.affine import Affine as Affine
 from driftbridge.transport.balancing import BalancedWeights as BalancedWeights
 from driftbridge.transport.balancing import balance_weights as balance_weights
+from driftbridge.transport.base import Dynamic as Dynamic
 from driftbridge.transport.base import HasDensity as HasDensity
 from driftbridge.transport.base import Invertible as Invertible
 from driftbridge.transport.base import Method as Method
@@ -40,6 +42,10 @@ from driftbridge.transport.entropic_plan import EntropicPlan as EntropicPlan
 from driftbridge.transport.exact import OptimalCoupling as OptimalCoupling
 from driftbridge.transport.exact import optimal_coupling as optimal_coupling
 from driftbridge.transport.fit import fit_map as fit_map
+from driftbridge.transport.fit_path import PathFlow as PathFlow
+from driftbridge.transport.fit_path import fit_path as fit_path
+from driftbridge.transport.flow import Flow as Flow
+from driftbridge.transport.flow_map import FlowMap as FlowMap
 from driftbridge.transport.goodness_of_fit import KSD as KSD
 from driftbridge.transport.goodness_of_fit import goodness_of_fit as goodness_of_fit
 from driftbridge.transport.maximum_mean_discrepancy import KernelDiscrepancy as KernelDiscrepancy
@@ -47,8 +53,12 @@ from driftbridge.transport.maximum_mean_discrepancy import energy_distance as en
 from driftbridge.transport.maximum_mean_discrepancy import kernel_discrepancy as kernel_discrepancy
 from driftbridge.transport.maximum_mean_discrepancy import mmd as mmd
 from driftbridge.transport.minibatch import MinibatchOT as MinibatchOT
+from driftbridge.transport.networks import MLP as MLP
+from driftbridge.transport.networks import InputConvex as InputConvex
+from driftbridge.transport.networks import ResidualMLP as ResidualMLP
 from driftbridge.transport.one_dimensional import wasserstein_1d as wasserstein_1d
 from driftbridge.transport.pairs import DataWarning as DataWarning
+from driftbridge.transport.path import Path as Path
 from driftbridge.transport.progressive import Progressive as Progressive
 from driftbridge.transport.rearrangement import Rearrangement as Rearrangement
 from driftbridge.transport.rearrangement import RearrangementMap as RearrangementMap

@@ -128,7 +128,7 @@ CURVES = {"spline": spline, "polygon": polygon}
 
 
 def fit_path(
-    data: Mapping[float, Any], method: PathFlow | str = "flow", key: int | Key[Array, ""] = 0
+    data: Mapping[Any, Any], method: PathFlow | str = "flow", key: int | Key[Array, ""] = 0
 ) -> Path:
     """Fit a process that has the laws of data sets at their times.
 

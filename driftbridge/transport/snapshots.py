@@ -37,17 +37,17 @@ class Curve(eqx.Module):
     knots: Float[Array, " knots"]
     coefficients: Float[Array, "4 intervals dim"]
 
-    def __call__(self, t: Times) -> Float[Array, "n dim"]:
+    def __call__(self, t: Times | float) -> Float[Array, "n dim"]:
         """Places at times: `(1, dim)` for one time."""
         since, (a, b, c, d) = self._at(t)
         return ((a * since + b) * since + c) * since + d
 
-    def velocity(self, t: Times) -> Float[Array, "n dim"]:
+    def velocity(self, t: Times | float) -> Float[Array, "n dim"]:
         since, (a, b, c, _) = self._at(t)
         return (3 * a * since + 2 * b) * since + c
 
-    def _at(self, t: Times):
-        t = jnp.atleast_1d(t)
+    def _at(self, t: Times | float):
+        t = jnp.atleast_1d(jnp.asarray(t, self.knots.dtype))
         last = len(self.knots) - 2
         interval = jnp.clip(jnp.searchsorted(self.knots, t, side="right") - 1, 0, last)
         return (t - self.knots[interval])[:, None], self.coefficients[:, interval]
