@@ -29,8 +29,8 @@ KNOTS, ANGLES = 513, 48
 # Least `g`: where data are as a standard normal there is nothing to gain, and no angle to invert.
 LEAST = 1e-8
 # Least `g` for a sample: its root bounds the rates of the coefficients, which else grow near the
-# ends so that no velocity can be learned there. It adds at most `.1` to an angle of `pi / 2`.
-LEAST_OF_SAMPLE = 0.01
+# ends so that no velocity can be learned there. It adds at most `.05` of `pi / 2` to the flat angle.
+LEAST_OF_SAMPLE = 0.0025
 # Draws of data and noise, most points they are compared with, and draws of a block.
 DRAWS, MOST_POINTS, BLOCK = 2048, 4096, 256
 
@@ -124,9 +124,10 @@ def kinetic_optimal(
     """The path for the law that a sample is from, shifted and scaled to mean 0, `E |x|^2 = dim`.
 
     Every estimate `m` of `x1` from `x1 + z / s` bounds `lambda(s) >= 1 - E |x1 - m|^2 / dim`. Taken
-    is the better of two: the linear one, and the mean of the other points by their posterior
-    weights, over `num_draws` draws of data and noise, with at most 4096 points. (With the drawn
-    point among them `lambda` would be that of the points themselves, 1 at small noise.)
+    is the better of two: the linear one, and, where it is better by two standard errors over
+    `num_draws` draws of data and noise, the mean of the other points by their posterior weights,
+    with at most 4096 points. (With the drawn point among them `lambda` would be that of the points
+    themselves, 1 at small noise.)
 
     **Arguments:** `points`: `(n, dim)`; `key`; `weights`: of points, None for equal ones.
 
@@ -143,21 +144,24 @@ def kinetic_optimal(
     if not scale > 0:
         raise ValueError("all points are one: there is no path to choose.")
     table = table / scale
-    variances = np.maximum(np.linalg.eigvalsh((table.T * weights) @ table), 0)
+    variances, axes = np.linalg.eigh((table.T * weights) @ table)
+    variances, table = np.maximum(variances, 0), table @ axes
     theta = np.pi / 2 * (np.arange(ANGLES) + 0.5) / ANGLES
     rows = random.choice(len(table), -(-num_draws // BLOCK) * BLOCK, p=weights)
     noise = random.normal(size=(len(rows), table.shape[1]))
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     with np.errstate(divide="ignore"):
-        arrays = [as_dtype(v, dtype) for v in (np.log(weights), table, noise, np.tan(theta))]
-    bound = np.asarray(_reach_by_others(*arrays, jax.device_put(rows)), np.float64)
-    # `g` has a bounded range, and is interpolated, where `lambda` would lose its digits.
-    g = 1 - (1 - bound) / np.cos(theta) ** 2
+        arrays = (np.log(weights), table, variances, noise, np.tan(theta))
+    placed = (as_dtype(array, dtype) for array in arrays)
+    gained, error = (np.asarray(v, np.float64) for v in _gain(*placed, jax.device_put(rows)))
+    # What is added to `g`, which has a bounded range, is interpolated; `lambda` would lose digits.
+    more = np.maximum(gained - 2 * error, 0) / np.cos(theta) ** 2
 
     def reach(s):
         at = np.arctan(s)
-        others = 1 - (1 - np.maximum(np.interp(at, theta, g), LEAST_OF_SAMPLE)) * np.cos(at) ** 2
-        return np.minimum(np.maximum(others, _reach_of_gaussian(variances, s)), 1)
+        linear = _reach_of_gaussian(variances, s)
+        g = 1 - (1 - linear) / np.cos(at) ** 2 + np.interp(at, theta, more)
+        return 1 - (1 - np.clip(g, LEAST_OF_SAMPLE, 1)) * np.cos(at) ** 2
 
     return KineticOptimal(reach)
 
@@ -169,21 +173,27 @@ def _reach_of_gaussian(variances: np.ndarray, s: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _reach_by_others(log_weights, points, noise, s, rows):
-    """`1 - E |x1 - m|^2 / dim` at each `s`, in blocks of draws."""
+def _gain(log_weights, points, variances, noise, s, rows):
+    """How much less a coordinate the mean of the others errs than the linear estimate, at each `s`.
+
+    Both estimate the same draws, in blocks; points lie along their principal axes. Beside it its
+    standard error.
+    """
     squares, numbers = jnp.sum(points**2, axis=1), jnp.arange(len(points))
     blocks = rows.reshape(-1, BLOCK), noise.reshape(-1, BLOCK, noise.shape[1])
 
     def of(s):
         def block(drawn):
             rows, noise = drawn
-            seen = points[rows] + noise / s
+            truth, seen = points[rows], points[rows] + noise / s
             logits = s**2 * (product(seen, points.T) - squares[None] / 2) + log_weights[None]
             logits = jnp.where(numbers[None] == rows[:, None], -jnp.inf, logits)
-            mean = product(jax.nn.softmax(logits, axis=1), points)
-            return jnp.mean((points[rows] - mean) ** 2)
+            others = product(jax.nn.softmax(logits, axis=1), points)
+            linear = seen * (variances / (variances + s**-2))[None]
+            return jnp.mean((truth - linear) ** 2 - (truth - others) ** 2, axis=1)
 
-        return 1 - jnp.mean(jax.lax.map(block, blocks))
+        gains = jax.lax.map(block, blocks)
+        return jnp.mean(gains), jnp.std(gains) / np.sqrt(gains.size)
 
     return jax.lax.map(of, s)
 
