@@ -29,7 +29,7 @@ KNOTS, ANGLES = 513, 48
 # Least `g`: where data are as a standard normal there is nothing to gain, and no angle to invert.
 LEAST = 1e-8
 # Least `g` for a sample: its root bounds the rates of the coefficients, which else grow near the
-# ends so that no velocity can be learned there. It adds at most `.05` of `pi / 2` to the flat angle.
+# ends so that no velocity can be learned there. The flat angle grows by at most .05 of pi / 2.
 LEAST_OF_SAMPLE = 0.0025
 # Draws of data and noise, most points they are compared with, and draws of a block.
 DRAWS, MOST_POINTS, BLOCK = 2048, 4096, 256

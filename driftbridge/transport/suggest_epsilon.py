@@ -1,5 +1,6 @@
 """A volatility for the draws of a learned interpolant, of what its two networks miss."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,11 @@ from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.fields import Field, column
 from driftbridge.transport.interpolant_losses import VelocityLoss
 from driftbridge.transport.interpolant_map import StochasticInterpolantMap
+
+Squares = tuple[Float[Array, ""], Float[Array, ""]]
+
+# Share of a mean square that is told from rounding.
+ROUNDING = 1e-10
 
 
 def suggest_epsilon(
@@ -44,27 +50,34 @@ def suggest_epsilon(
 
     Albergo, Boffi and Vanden-Eijnden (2025), JMLR 26(209), theorem 23 and remark 24.
     """
-    of_velocity, of_score = _apart(fitted, reference, coupling, as_key(key), num_pairs)
-    if not (float(of_velocity) > 0 and float(of_score) > 0):
+    found = _apart(fitted, reference, coupling, as_key(key), num_pairs)
+    (velocity, of_velocity), (score, of_score) = ((float(a), float(b)) for a, b in found)
+    if not (velocity > ROUNDING * of_velocity and score > ROUNDING * of_score):
         raise ValueError(
             "the reference is as the map: its mean squared distances are "
-            f"{float(of_velocity):.3g} in velocity and {float(of_score):.3g} in score."
+            f"{velocity:.3g} in velocity and {score:.3g} in score."
         )
-    return 2 * float(jnp.sqrt(of_velocity / of_score))
+    return 2 * math.sqrt(velocity / score)
 
 
 @eqx.filter_jit
 def _apart(
     fitted: Any, reference: Any, coupling: Coupling, key: Key[Array, ""], n: int
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean squares of what separates velocities, and scores, in the frame of the first."""
+) -> tuple[Squares, Squares]:
+    """Mean squares of what separates velocities, and scores, in the frame of the first map, each
+    beside that of the second map's own."""
     field: Field = fitted.field
     batch = VelocityLoss(coupling, fitted.frame, field.schedule, field.gamma).batch(key, n)
     t, u = batch.t, batch.path + column(field.gamma(batch.t)) * batch.z
     x = fitted.frame.leave(t, u)
-    velocity = fitted._velocity(x, t) - reference._velocity(x, t)
-    score = fitted._score(x, t) - reference._score(x, t)
-    # A velocity goes through the frame as a vector does, a score as its dual.
-    velocity = jax.jvp(lambda x: fitted.frame.enter(t, x), (x,), (velocity,))[1]
-    score = jax.vjp(lambda u: fitted.frame.leave(t, u), u)[1](score)[0]
-    return jnp.mean(velocity**2), jnp.mean(column(field.trust(t)) * score**2)
+
+    def squares(velocity, score):
+        # A velocity goes through the frame as a vector does, a score as its dual.
+        inner = jax.jvp(lambda x: fitted.frame.enter(t, x), (x,), (velocity,))[1]
+        dual = jax.vjp(lambda u: fitted.frame.leave(t, u), u)[1](score)[0]
+        return jnp.mean(inner**2), jnp.mean(column(field.trust(t)) * dual**2)
+
+    velocity, score = reference._velocity(x, t), reference._score(x, t)
+    apart = squares(fitted._velocity(x, t) - velocity, fitted._score(x, t) - score)
+    own = squares(velocity, score)
+    return (apart[0], own[0]), (apart[1], own[1])
