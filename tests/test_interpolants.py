@@ -12,7 +12,7 @@ from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.training import Training
 from driftbridge.transport.base import NotSupported
-from driftbridge.transport.couplings import Independent, Paired
+from driftbridge.transport.couplings import Corruption, Independent, Paired
 from driftbridge.transport.fields import EmpiricalField
 from driftbridge.transport.gammas import Brownian, Gamma, NoNoise, SineSquared, Squared
 from driftbridge.transport.gaussian_fields import GaussianField, MixtureField
@@ -88,7 +88,7 @@ def test_the_field_is_learned(fitted):
     truth = known()
     (velocity, of_velocity), (score, of_score) = missed(fitted.field, truth)
     # What 600 steps of 256 leave: about (parameters / draws) = 1200 / 150 000 of the variance of
-    # the targets, some times that of the field; and a score is a denoiser's over a noise of .2 to .5.
+    # the targets, some times that of the field; a score is a denoiser over a noise of .2 to .5.
     assert velocity < 0.05 * of_velocity
     assert score < 0.1 * of_score
     # The affine map alone is far from it.
@@ -172,7 +172,10 @@ METHODS = {
     "encoding-decoding": Interpolant(EncodingDecoding(), SineSquared()),
     "one-sided": Interpolant(OneSidedLinear()),
     "kinetic-optimal": Interpolant(kinetic_optimal),
-    "pairs": Interpolant(coupling=lambda x, y, key, **_: Paired(x[:900], y[:900])),
+    "pairs": Interpolant(coupling=lambda x, y, key, **_: Paired(x[:200], y[:200])),
+    "data-dependent": Interpolant(
+        coupling=lambda x, y, key, **_: Corruption(y, lambda point: 0.5 * point, 1.0)
+    ),
 }
 
 
@@ -182,11 +185,26 @@ def test_every_path_is_learned(name):
     # Encoding and decoding are steep, and twice as long to learn.
     training = dataclasses.replace(QUICK, num_steps=1200)
     method = dataclasses.replace(METHODS[name], network=SMALL, training=training)
-    found = db.fit_map(normal(), two_modes(), method)
+    source, test = normal(), normal(4000, seed=5)
+    if name == "data-dependent":  # the source is the corrupted target
+        source, test = (
+            0.5 * two_modes(n, seed) + normal(n, seed) for n, seed in ((2000, 3), (4000, 5))
+        )
+    found = db.fit_map(source, two_modes(), method)
     fresh = np.sort(two_modes(4000, seed=6)[:, 0])
-    for image in (found(normal(4000, seed=5)), found.sample(0, normal(4000, seed=5))[:, 0]):
+    for image in (found(test), found.sample(0, test)[:, 0]):
         off = np.sort(np.asarray(image)[:, 0]) - fresh
         assert np.sqrt(np.mean(off**2)) < 0.19 * fresh.std()  # as above
+
+
+def test_float32_data_stay_float32_where_float64_is_on(x64):
+    training = dataclasses.replace(QUICK, num_steps=2, validate_every=1)
+    # A path that has tables of its own, in float64.
+    method = Interpolant(kinetic_optimal, network=SMALL, training=training)
+    found = db.fit_map(normal(200), two_modes(200), method)
+    leaves = jax.tree.leaves((found.field.network, found.frame))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+    assert found(normal(5)).dtype == found.sample(0, normal(5)).dtype == np.float32
 
 
 def test_a_mirror_draws_anew():

@@ -3,6 +3,7 @@
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -61,6 +62,12 @@ class Whitened(Frame):
         base, t = self.base, jnp.reshape(t, (-1, 1))
         along = product(u, self.unwhitening) * (1 - t + t * base.slopes[None])
         return base.source_mean[None] + t * base.shift[None] + product(along, base.vectors.T)
+
+    def of_rows(self, t: float, x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+        """`u` of a data set of any number of rows, on the host, where none compiles anything."""
+        base = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), self.base)
+        centred = np.asarray(x, np.float64) - base.source_mean - t * base.shift
+        return centred @ base.vectors / (1 - t + t * base.slopes) @ base.whitening
 
     def log_det(self) -> Float[Array, ""]:
         return jnp.sum(jnp.log(self.base.slopes))

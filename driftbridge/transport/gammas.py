@@ -52,7 +52,7 @@ class Brownian(Gamma):
     scale: float | Array = 1.0
 
     def __check_init__(self):
-        if isinstance(self.scale, float) and not 0 < self.scale < np.inf:
+        if isinstance(self.scale, float | int) and not 0 < self.scale < np.inf:
             raise ValueError(f"scale must be positive and finite; got {self.scale}.")
 
     def squared(self, t: Time) -> Time:

@@ -13,7 +13,7 @@ from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Trained, Training, train
 from driftbridge.transport.affine import gaussians
-from driftbridge.transport.base import Fit, Method, as_dtype
+from driftbridge.transport.base import Fit, Method
 from driftbridge.transport.couplings import Coupling, Independent
 from driftbridge.transport.flow import account_of, check_width, split
 from driftbridge.transport.frames import Whitened, whitened
@@ -106,19 +106,9 @@ class Interpolant(Method):
             return train(both[0], network, key, self.training, both[1])
 
         flow, noise = learned(VelocityLoss, fold_in(key, 5)), None
-        if isinstance(schedule, OneSided):
-            field = OneSidedVelocity(network=flow.model, schedule=schedule, gamma=gamma)
-        elif isinstance(gamma, NoNoise):
-            field = Velocity(flow.model, schedule, gamma)
-        else:
+        if not isinstance(gamma, NoNoise):
             noise = learned(self.score.objective, fold_in(key, 6))
-            field = VelocityAndScore(
-                network=flow.model,
-                second=noise.model,
-                model=self.score,
-                schedule=schedule,
-                gamma=gamma,
-            )
+        field = self._field(flow, noise, schedule, gamma)
         account = _account(self.name, flow, noise, time.perf_counter() - start)
         solved = (field, frame.base.shift, self.num_steps, self.scheme, frame)
         if isinstance(field, Velocity):
@@ -126,24 +116,32 @@ class Interpolant(Method):
         noisy = (self.epsilon, self.num_noisy_steps, self.noisy_scheme)
         return StochasticInterpolantMap(account, *solved, *noisy)
 
+    def _field(
+        self, flow: Trained, noise: Trained | None, schedule: Schedule, gamma: Gamma
+    ) -> Velocity | OneSidedVelocity | VelocityAndScore:
+        """What the networks are together."""
+        path = {"schedule": schedule, "gamma": gamma}
+        if noise is not None:
+            return VelocityAndScore(
+                network=flow.model, second=noise.model, model=self.score, **path
+            )
+        kind = OneSidedVelocity if isinstance(schedule, OneSided) else Velocity
+        return kind(network=flow.model, **path)
+
     def _schedule(self, frame: Whitened, source: Sample, target: Sample, key) -> Schedule:
         """The path, after a look at whether the data suit it."""
-        schedule, dtype = self.schedule, source.points.dtype
-        zero, one = as_dtype(0, dtype), as_dtype(1, dtype)
+        schedule = self.schedule
         if not isinstance(schedule, Schedule):
-            points = np.asarray(frame.enter(one, as_dtype(target.points, dtype)))
+            points = frame.of_rows(1.0, target.points)
             schedule = schedule(points, key=key, weights=target.weights)
             check_path(schedule, self._gamma(schedule))
             self._check_coupling(schedule)
-        name = type(schedule).__name__
-        first, second = (
-            Sample(np.asarray(frame.enter(zero, as_dtype(s.points, dtype))), s.weights)
-            for s in (source, target)
-        )
+        name, key = type(schedule).__name__, fold_in(key, 1)
+        starts = (Sample(frame.of_rows(0.0, s.points), s.weights) for s in (source, target))
         if isinstance(schedule, OneSided):
-            check_normal(first, name, fold_in(key, 1))
+            check_normal(next(starts), name, key)
         if isinstance(schedule, Mirror):
-            check_same(first, second, name, fold_in(key, 1))
+            check_same(*starts, name=name, key=key)
         return schedule
 
     def _gamma(self, schedule: Schedule) -> Gamma:

@@ -150,7 +150,7 @@ class StochasticInterpolantMap(InterpolantMap, Stochastic):
     def _diffused(self, x, keys, n: int, start: int, end: int):
         """Draws in groups, so that no more points are held than of a block of rows."""
         rows, dim = x.shape
-        together = min(n, max(1, rows_of_block(self.row_floats) // rows))
+        together = max(1, min(n, rows_of_block(self.row_floats) // rows))
         sign = 1 if end > start else -1
 
         def drift(t, u):

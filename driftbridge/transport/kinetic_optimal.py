@@ -80,10 +80,12 @@ class KineticOptimal(OneSided):
         return 2 * (1 - jnp.cos(self.flat[-1]))
 
     def alpha(self, t: Time) -> Time:
-        return self._radius(t) * jnp.cos(self._angle(t))
+        at = t.astype(self.flat.dtype)
+        return (self._radius(at) * jnp.cos(self._angle(at))).astype(t.dtype)
 
     def beta(self, t: Time) -> Time:
-        return self._radius(t) * jnp.sin(self._angle(t))
+        at = t.astype(self.flat.dtype)
+        return (self._radius(at) * jnp.sin(self._angle(at))).astype(t.dtype)
 
     def _radius(self, t: Time) -> Time:
         return jnp.sqrt(1 - self.energy * t * (1 - t))
