@@ -16,7 +16,13 @@ from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.flow import even_times, spread_of
 from driftbridge.transport.mccann import McCann
 from driftbridge.transport.networks import Architecture
-from driftbridge.transport.potential import GradientField, Potential, derivatives, unit_of
+from driftbridge.transport.potential import (
+    GradientField,
+    Potential,
+    derivatives,
+    unit_of,
+    with_network,
+)
 from driftbridge.transport.rectified import Rectified
 
 
@@ -25,27 +31,20 @@ class FenchelYoung(Objective):
 
     With `x_t = (1 - t) x0 + t x1`. At least 0, and 0 where `x1 - x0 = grad c*(grad f)`. For the
     cost `|d|^2 / 2` it is `E |grad f - (x1 - x0)|^2 / 2`, and its minimiser that of action matching
-    on the same lines. The model is the network of a `Potential`.
+    on the same lines. The model is the network of the potential.
 
     Liu (2022), "Rectified flow: a marginal preserving approach to optimal transport", arXiv
     2209.14577, equation 15.
     """
 
     coupling: Coupling
-    base: McCann
+    form: Any
     cost: ConvexCost
-    unit: Float[Array, ""]
-    share: Float[Array, ""]
-    noise: Float[Array, ""]
     level: Float[Array, ""]
-
-    def potential(self, network: Any) -> Potential:
-        """The potential of a network."""
-        return Potential(self.base, network, self.unit, self.share, self.noise)
 
     def field(self, network: Any) -> GradientField:
         """The velocity of a network."""
-        return GradientField(self.potential(network), self.cost)
+        return GradientField(with_network(self.form, network), self.cost)
 
     def batch(self, key: Key[Array, ""], n: int) -> Any:
         x, y = self.coupling.pairs(fold_in(key, 0), n)
@@ -54,7 +53,8 @@ class FenchelYoung(Objective):
     def loss(self, model: Any, batch: Any) -> Float[Array, ""]:
         t, x, y = batch
         moved = y - x
-        momentum = derivatives(self.potential(model), t, x + t[:, None] * moved).in_place
+        potential = with_network(self.form, model)
+        momentum = derivatives(potential, t, x + t[:, None] * moved).in_place
         met = jnp.sum(momentum * moved, axis=1)
         excess = self.cost.conjugate(momentum) - met + self.cost.value(moved)
         return jnp.mean(excess) / self.level
@@ -100,8 +100,8 @@ class CRectified(Rectified):
         share = jnp.sum(cost.gradient(moved) * moved) / jnp.maximum(jnp.sum(moved**2), 1e-30)
         share = 1.0 if isinstance(cost, HalfSquare) else float(share)
         unit = share * unit_of(base, spread_of(coupling, fold_in(key, 0)))
-        numbers = (as_dtype(number, dtype) for number in (unit, share, 0.0, level or 1.0))
-        return FenchelYoung(coupling, base, cost, *numbers)
+        *numbers, level = (as_dtype(number, dtype) for number in (unit, share, 0.0, level or 1.0))
+        return FenchelYoung(coupling, Potential(base, None, *numbers), cost, level)
 
 
 @eqx.filter_jit

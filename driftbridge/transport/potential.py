@@ -22,7 +22,7 @@ class Derivatives(NamedTuple):
 
 
 class Potential(eqx.Module):
-    """`s(t, x) = share phi(t, x) - noise |u|^2 / 4 + unit net(t, u)`.
+    """`s(t, x) = share phi(t, x) - epsilon |u|^2 / 4 + unit net(t, u)`.
 
     `phi` is the potential of the affine map's field, `grad phi = v_G`: McCann's velocity is
     symmetric in `x`, so it has one,
@@ -33,16 +33,17 @@ class Potential(eqx.Module):
     normal at every time where the data are Gaussian, so that `grad (-|u|^2 / 2)` is the score of
     the path. A network that is zero leaves the field of the affine map.
 
-    - `share`: of the affine part, 1 for the cost `|d|^2 / 2`.
-    - `noise`: `sigma^2` of a process with noise, whose drift is `v + sigma^2 / 2 grad log rho`.
+    - `network`: None in a form that networks are put into.
     - `unit`: scale of the network's values, a speed times a length.
+    - `share`: of the affine part, 1 for the cost `|d|^2 / 2`.
+    - `epsilon`: volatility of a process with noise, whose drift is `v + epsilon / 2 grad log rho`.
     """
 
     base: McCann
     network: Any
     unit: Float[Array, ""]
     share: Float[Array, ""]
-    noise: Float[Array, ""]
+    epsilon: Float[Array, ""]
 
     def __call__(
         self, t: Times, x: Float[Array, "n dim"], condition: Any = None
@@ -50,7 +51,7 @@ class Potential(eqx.Module):
         start = self.base.start_of(t, x)
         u = self.base.whitened(start)
         affine = self.base_potential(t, x, start)[:, None]
-        score = self.noise / 4 * jnp.sum(u**2, axis=1, keepdims=True)
+        score = self.epsilon / 4 * jnp.sum(u**2, axis=1, keepdims=True)
         return self.share * affine - score + self.unit * self.network(t, u, condition)
 
     def base_potential(
@@ -74,6 +75,11 @@ class GradientField(eqx.Module):
         self, t: Times, x: Float[Array, "n dim"], condition: Any = None
     ) -> Float[Array, "n dim"]:
         return self.cost.conjugate_gradient(derivatives(self.potential, t, x, condition).in_place)
+
+
+def with_network(form: Any, network: Any) -> Any:
+    """A potential with this network."""
+    return eqx.tree_at(lambda p: p.network, form, network, is_leaf=lambda leaf: leaf is None)
 
 
 def derivatives(
