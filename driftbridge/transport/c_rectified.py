@@ -13,7 +13,7 @@ from driftbridge.runtime.training import Objective
 from driftbridge.transport.base import as_dtype
 from driftbridge.transport.convex_cost import ConvexCost, HalfSquare
 from driftbridge.transport.couplings import Coupling
-from driftbridge.transport.flow import even_times, spread_of
+from driftbridge.transport.flow import drawn, even_times, spread_of
 from driftbridge.transport.mccann import McCann
 from driftbridge.transport.networks import Architecture
 from driftbridge.transport.potential import (
@@ -102,12 +102,6 @@ class CRectified(Rectified):
         unit = share * unit_of(base, spread_of(coupling, fold_in(key, 0)))
         *numbers, level = (as_dtype(number, dtype) for number in (unit, share, 0.0, level or 1.0))
         return FenchelYoung(coupling, Potential(base, None, *numbers), cost, level)
-
-
-@eqx.filter_jit
-def drawn(coupling: Coupling, key: Key[Array, ""]) -> tuple[Array, Array]:
-    """Pairs from which scales are taken."""
-    return coupling.pairs(key, 1024)
 
 
 def scalar_network(network: Any, points: Float[np.ndarray, "n dim"], key: Key[Array, ""]) -> Any:

@@ -19,11 +19,11 @@ class LinearRound(NamedTuple):
 
 
 def rectified_gaussians(
-    source: Float[ArrayLike, "dim dim"],
-    target: Float[ArrayLike, "dim dim"],
+    source: ArrayLike,
+    target: ArrayLike,
     rounds: int = 4,
     *,
-    cross: Float[ArrayLike, "dim dim"] | None = None,
+    cross: ArrayLike | None = None,
     num_steps: int = 50,
 ) -> list[LinearRound]:
     """Rectified flow between centred Gaussians, without sampling or training.
@@ -47,11 +47,11 @@ def rectified_gaussians(
 
 
 def c_rectified_gaussians(
-    source: Float[ArrayLike, "dim dim"],
-    target: Float[ArrayLike, "dim dim"],
+    source: ArrayLike,
+    target: ArrayLike,
     rounds: int = 4,
     *,
-    cross: Float[ArrayLike, "dim dim"] | None = None,
+    cross: ArrayLike | None = None,
     num_steps: int = 50,
 ) -> list[LinearRound]:
     """c-rectified flow between centred Gaussians, for the cost `|d|^2 / 2`.

@@ -14,8 +14,15 @@ from driftbridge.runtime.training import train
 from driftbridge.transport.action_matching import ActionLoss, ActionMatching
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Times, as_dtype
-from driftbridge.transport.c_rectified import drawn, scalar_network
-from driftbridge.transport.flow import HELD_OUT_POOL, POOL, account_of, split, spread_of
+from driftbridge.transport.c_rectified import scalar_network
+from driftbridge.transport.flow import (
+    HELD_OUT_POOL,
+    POOL,
+    account_of,
+    drawn,
+    split,
+    spread_of,
+)
 from driftbridge.transport.gaussian_action import quadratic_potential
 from driftbridge.transport.marginal_path import Lines
 from driftbridge.transport.points import Sample
