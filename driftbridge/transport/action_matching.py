@@ -74,22 +74,21 @@ class ActionLoss(Objective):
     def batch(self, key: Key[Array, ""], n: int) -> Any:
         key, dtype = fold_in(key, 0), self.scale.dtype
         t = even_times(fold_in(key, 1), n, dtype)
-        # One key for all three: what the draws have in common cancels.
-        places = [self.path.at(fold_in(key, 0), at) for at in (t, jnp.zeros_like(t), t * 0 + 1)]
-        x, mass = places[0]
-        signs = jnp.where(unit_floats(fold_in(key, 2), x.size, dtype) < 0.5, -1.0, 1.0)
-        return t, x, mass, places[1], places[2], signs.reshape(x.shape).astype(dtype)
+        # One key for all times: what the draws have in common cancels.
+        inner, first, last = (self.path.at(fold_in(key, 0), at) for at in (t, 0 * t, 0 * t + 1))
+        ends = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
+        signs = jnp.where(unit_floats(fold_in(key, 2), inner[0].size, dtype) < 0.5, -1.0, 1.0)
+        return t, inner, ends, signs.reshape(inner[0].shape).astype(dtype)
 
     def loss(self, model: Any, batch: Any) -> Float[Array, ""]:
-        t, x, mass, (first, first_mass), (last, last_mass), signs = batch
+        t, (x, mass), (end, end_mass), signs = batch
         potential = with_network(self.form, model)
         at = derivatives(potential, t, x)
         weight, slope = jax.jvp(self.weight, (t,), (jnp.ones_like(t),))
         inner = weight * (at.in_time + self.density(potential, t, x, at, signs)) + slope * at.value
-        start, end = (self.weight(jnp.full_like(t, side)) for side in (0.0, 1.0))
-        ends = start * first_mass * potential(jnp.zeros_like(t), first)[:, 0]
-        ends = ends - end * last_mass * potential(jnp.ones_like(t), last)[:, 0]
-        return jnp.mean(mass * inner + ends) / self.scale**2
+        side = jnp.concatenate([jnp.zeros_like(t), jnp.ones_like(t)])
+        ends = (1 - 2 * side) * self.weight(side) * end_mass * potential(side, end)[:, 0]
+        return (jnp.mean(mass * inner) + jnp.sum(ends) / len(t)) / self.scale**2
 
     def density(
         self, potential: Any, t: Array, x: Array, at: Derivatives, signs: Array

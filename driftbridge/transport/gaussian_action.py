@@ -13,7 +13,7 @@ from driftbridge.transport.mccann import McCann
 from driftbridge.transport.measures import Moments
 
 # Chebyshev polynomials in which the coefficients of a Gaussian path's potential are held.
-DEGREE = 12
+DEGREE = 8
 
 
 class Quadratic(NamedTuple):
@@ -25,9 +25,9 @@ class Quadratic(NamedTuple):
 
 
 def gaussian_action(
-    covariance: Float[ArrayLike, "dim dim"],
-    covariance_rate: Float[ArrayLike, "dim dim"],
-    mean_rate: Float[ArrayLike, " dim"],
+    covariance: ArrayLike,
+    covariance_rate: ArrayLike,
+    mean_rate: ArrayLike,
     mass_rate: float = 0.0,
     *,
     delta: float = np.inf,
@@ -43,14 +43,16 @@ def gaussian_action(
 
     **Arguments:**
 
-    - `covariance`, `covariance_rate`, `mean_rate`: `C`, `dC/dt`, `d mu/dt`.
+    - `covariance`, `covariance_rate`, `mean_rate`: `C` and `dC/dt`, `(dim, dim)`, and `d mu/dt`,
+      `(dim,)`.
     - `mass_rate`: `(dm/dt) / m`.
     - `delta`: `> 0`; infinite for no growth, where the constant `a` is arbitrary and given as 0.
     - `epsilon`: `>= 0`, the volatility.
 
     Neklyudov et al. (2023), arXiv 2210.06662, sections 2 and 3, for Gaussians.
     """
-    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+    covariance = np.asarray(covariance, np.float64)
+    values, vectors = np.linalg.eigh(covariance)
     rate = np.asarray(covariance_rate, np.float64) - epsilon * np.eye(len(values))
     sums = values[:, None] + values[None, :]
     sums = sums + values[:, None] * values[None, :] / delta**2
@@ -79,20 +81,20 @@ class QuadraticPotential(eqx.Module):
     def __call__(
         self, t: Times, x: Float[Array, "n dim"], condition: Any = None
     ) -> Float[Array, "n 1"]:
-        t = jnp.reshape(t, (-1, 1))
-        centred = x - self.base.source_mean[None] - t * self.base.shift[None]
+        t = jnp.broadcast_to(t, x.shape[:1])
+        centred = x - self.base.source_mean[None] - t[:, None] * self.base.shift[None]
         terms, dim = self.slopes.shape
         turned = product(centred, jnp.moveaxis(self.matrices, 0, 1).reshape(dim, terms * dim))
         bent = jnp.sum(turned.reshape(-1, terms, dim) * centred[:, None, :], axis=2) / 2
         quadratic = self.constants[None] + product(centred, self.slopes.T) + bent
         values = jnp.sum(chebyshev(t, terms) * quadratic, axis=1, keepdims=True)
         u = self.base.whitened(self.base.start_of(t, x))
-        return values + self.unit * self.network(t[:, 0], u, condition)
+        return values + self.unit * self.network(t, u, condition)
 
 
-def chebyshev(t: Float[Array, "n 1"], terms: int) -> Float[Array, "n terms"]:
+def chebyshev(t: Float[Array, " n"], terms: int) -> Float[Array, "n terms"]:
     """The first Chebyshev polynomials of `2 t - 1`."""
-    z = 2 * t[:, 0] - 1
+    z = 2 * t - 1
     found = [jnp.ones_like(z), z]
     for _ in range(terms - 2):
         found.append(2 * z * found[-1] - found[-2])
