@@ -1,5 +1,6 @@
 """Action matching: the potential of a process that is known by draws at its times alone."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from driftbridge.transport.flow import (
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.marginal_path import Lines, MarginalPath
 from driftbridge.transport.mccann import McCann, mccann
+from driftbridge.transport.optimality import optimality_gap
 from driftbridge.transport.points import Sample
 from driftbridge.transport.potential import (
     Derivatives,
@@ -39,6 +41,7 @@ from driftbridge.transport.potential import (
     unit_of,
     with_network,
 )
+from driftbridge.transport.rectified import with_numbers
 
 Weight = Callable[[Array], Array]
 
@@ -124,7 +127,7 @@ class ActionMatching(Flow):
     the result a `DiffusionMap` that can be drawn from.
 
     **The loss can be as low as it gets and the map far from optimal**: it is as good as the path
-    that was chosen, here the coupling.
+    that was chosen, here the coupling. `optimality_gap` of `T.fit.numbers` is independent of it.
 
     **Arguments:**
 
@@ -170,7 +173,9 @@ class ActionMatching(Flow):
         field = GradientField(with_network(form, trained.model))
         account = account_of(self.name, trained, time.perf_counter() - start)
         if self.epsilon == 0:
-            return FlowMap(account, field, base.shift, self.num_steps, self.scheme)
+            found = FlowMap(account, field, base.shift, self.num_steps, self.scheme)
+            gap = optimality_gap(source_held.points, found(source_held.points))
+            return dataclasses.replace(found, fit=with_numbers(account, {"optimality_gap": gap}))
         return DiffusionMap(
             account, field, base.shift, as_dtype(self.epsilon, dtype), self.num_steps
         )
