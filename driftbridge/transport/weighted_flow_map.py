@@ -68,7 +68,7 @@ class WeightedFlowMap(FlowMap):
         **Arguments:** `key`: seed or typed key; `x`: points of the source `(n, dim)`.
         """
         rows = as_rows(x, "x", self.dim, self.fit.columns)
-        return self(rows[self._drawn(key, rows)])
+        return like_rows(self(rows[self._drawn(key, rows)]), x, self.fit.columns)
 
     def log_prob(self, y: Any, base: Any) -> Any:
         """Log density at `y` of the weighted law: `log p0(x) + log w(x) - log |det dT/dx|`.
