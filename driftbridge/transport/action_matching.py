@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,7 +25,6 @@ from driftbridge.transport.flow import (
     account_of,
     even_times,
     split,
-    spread_of,
 )
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.marginal_path import Lines, MarginalPath
@@ -120,8 +119,8 @@ class ActionMatching(Flow):
 
     The path is that of the lines between the pairs of a coupling, and the field `grad s(t, x)`
     moves its laws at the least kinetic energy. Pairs are not seen: the same loss serves any process
-    of which there are draws at its times (`ActionLoss` with a `MarginalPath` of one's own). Where
-    there are pairs, `CRectified(rounds=1)` has the same minimiser and less noise.
+    of which there are draws at its times (`path`). Where there are pairs, `CRectified(rounds=1)`
+    has the same minimiser and less noise.
 
     With `epsilon > 0` the process is `dX = grad s dt + sqrt(epsilon) dW`, with the same laws, and
     the result a `DiffusionMap` that can be drawn from.
@@ -137,6 +136,8 @@ class ActionMatching(Flow):
     - `epsilon`: `>= 0`, volatility of the process.
     - `weight`: of the times, a function that JAX can differentiate: `uniform` or `falling`.
     - `base`: as of `Rectified`.
+    - `path`: a `MarginalPath` from source to target in place of the lines between pairs; it is also
+      what the held-out loss is taken on.
 
     **Raises:** `ValueError` for a negative or infinite `epsilon`.
 
@@ -148,25 +149,22 @@ class ActionMatching(Flow):
     epsilon: float = 0.0
     weight: Weight = eqx.field(static=True, default=uniform)
     base: Callable[..., McCann] = eqx.field(static=True, default=mccann)
+    path: MarginalPath | None = None
 
     def __check_init__(self):
         if not 0 <= self.epsilon < np.inf:
             raise ValueError(f"epsilon must be finite and at least 0; got {self.epsilon}.")
 
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> TransportMap:
-        start = time.perf_counter()
-        random, dtype = host_generator(fold_in(key, 0)), source.points.dtype
-        (source, source_held), (target, target_held) = (split(s, random) for s in (source, target))
-        coupling = self._coupling(source, target, POOL, fold_in(key, 1))
-        held = self._coupling(source_held, target_held, HELD_OUT_POOL, fold_in(key, 3))
-        scale = spread_of(coupling, fold_in(key, 2))
-        base = self.base(*gaussians(source, target), dtype)
-        numbers = (unit_of(base, scale), 1.0, self.epsilon)
+        start, dtype = time.perf_counter(), source.points.dtype
+        ready = self._ready(source, target, key, 1.0)
+        base = self.base(*gaussians(ready.source, ready.target), dtype)
+        numbers = (unit_of(base, ready.scale), 1.0, self.epsilon)
         form = Potential(base, None, *(as_dtype(number, dtype) for number in numbers))
         loss = ActionLoss if self.epsilon == 0 else EntropicActionLoss
         objective, held_out = (
-            loss(Lines(c, as_dtype(1, dtype)), form, as_dtype(scale, dtype), self.weight)
-            for c in (coupling, held)
+            loss(path, form, as_dtype(ready.scale, dtype), self.weight)
+            for path in (ready.path, ready.held_out)
         )
         network = scalar_network(self.network, source.points, fold_in(key, 4))
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
@@ -174,8 +172,49 @@ class ActionMatching(Flow):
         account = account_of(self.name, trained, time.perf_counter() - start)
         if self.epsilon == 0:
             found = FlowMap(account, field, base.shift, self.num_steps, self.scheme)
-            gap = optimality_gap(source_held.points, found(source_held.points))
+            gap = optimality_gap(ready.test, found(ready.test))
             return dataclasses.replace(found, fit=with_numbers(account, {"optimality_gap": gap}))
         return DiffusionMap(
             account, field, base.shift, as_dtype(self.epsilon, dtype), self.num_steps
         )
+
+    def _ready(self, source: Sample, target: Sample, key: Key[Array, ""], ratio: float) -> "Ready":
+        """Paths to train on and to hold out, and what is known of them."""
+        random, dtype = host_generator(fold_in(key, 0)), source.points.dtype
+        (source, source_held), (target, target_held) = (split(s, random) for s in (source, target))
+        if self.path is not None:
+            path = held_out = self.path
+        else:
+            coupling = self._coupling(source, target, POOL, fold_in(key, 1))
+            held = self._coupling(source_held, target_held, HELD_OUT_POOL, fold_in(key, 3))
+            path, held_out = (Lines(pairs, as_dtype(ratio, dtype)) for pairs in (coupling, held))
+        x, y = (np.asarray(side, np.float64) for side in _ends(path, fold_in(key, 2)))
+        # The base knows of lines between pairs all but their spread; of other paths it knows less.
+        spread, size = (float(np.sqrt(np.mean(v))) for v in (np.var(y - x, axis=0), (y - x) ** 2))
+        scale = max(spread, size / 100 if self.path is None else size) or 1.0
+        return Ready(path, held_out, source, target, source_held.points, x, y, scale)
+
+
+class Ready(NamedTuple):
+    """What a fit begins with.
+
+    - `path`, `held_out`: to train on and to hold out.
+    - `source`, `target`: without the points held out; `test`: those of the source.
+    - `x`, `y`: draws of the path's ends that go together; `scale`: a speed, in a coordinate.
+    """
+
+    path: MarginalPath
+    held_out: MarginalPath
+    source: Sample
+    target: Sample
+    test: Float[np.ndarray, "n dim"]
+    x: Float[np.ndarray, "draws dim"]
+    y: Float[np.ndarray, "draws dim"]
+    scale: float
+
+
+@eqx.filter_jit
+def _ends(path: MarginalPath, key: Key[Array, ""]) -> tuple[Array, Array]:
+    """Draws at times 0 and 1 of one key."""
+    zero = jnp.zeros(1024)
+    return path.at(key, zero)[0], path.at(key, zero + 1)[0]

@@ -8,23 +8,14 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import train
 from driftbridge.transport.action_matching import ActionLoss, ActionMatching
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Times, as_dtype
 from driftbridge.transport.c_rectified import scalar_network
-from driftbridge.transport.flow import (
-    HELD_OUT_POOL,
-    POOL,
-    account_of,
-    drawn,
-    split,
-    spread_of,
-)
+from driftbridge.transport.flow import account_of
 from driftbridge.transport.gaussian_action import quadratic_potential
-from driftbridge.transport.marginal_path import Lines
 from driftbridge.transport.points import Sample
 from driftbridge.transport.potential import Derivatives, derivatives, unit_of, with_network
 from driftbridge.transport.rectified import with_numbers
@@ -82,7 +73,8 @@ class UnbalancedActionMatching(ActionMatching):
 
     - `delta`: `> 0`; None for the root mean square of the pairs' displacements.
     - `mass_ratio`: `> 0`, mass of the target over that of the source.
-    - others as of `ActionMatching`; there is no noise, and `epsilon` must be 0.
+    - others as of `ActionMatching`; a `path` of one's own has its own masses, whose ratio is to be
+      given too. There is no noise, and `epsilon` must be 0.
 
     **Returns:** of a fit, a `WeightedFlowMap`: use its weights. `T.fit.numbers` has `delta`, the
     `mass` of held-out points under the map, and the `effective_share` of them.
@@ -103,36 +95,30 @@ class UnbalancedActionMatching(ActionMatching):
             raise ValueError(f"epsilon must be 0 where there is growth; got {self.epsilon}.")
 
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> WeightedFlowMap:
-        start = time.perf_counter()
-        random, dtype = host_generator(fold_in(key, 0)), source.points.dtype
-        (source, source_held), (target, target_held) = (split(s, random) for s in (source, target))
-        coupling = self._coupling(source, target, POOL, fold_in(key, 1))
-        held = self._coupling(source_held, target_held, HELD_OUT_POOL, fold_in(key, 3))
-        x, y = (np.asarray(part, np.float64) for part in drawn(coupling, fold_in(key, 6)))
+        start, dtype = time.perf_counter(), source.points.dtype
+        ready = self._ready(source, target, key, self.mass_ratio)
+        x, y = ready.x, ready.y
         delta = self.delta or float(np.sqrt(np.mean(np.sum((y - x) ** 2, axis=1)))) or 1.0
-        moments, scale = gaussians(source, target), spread_of(coupling, fold_in(key, 2))
+        moments = gaussians(ready.source, ready.target)
         base = self.base(*moments, dtype)
         cross = (x - x.mean(axis=0)).T @ (y - y.mean(axis=0)) / len(x)
-        log_ratio = float(np.log(self.mass_ratio))
-        form = quadratic_potential(
-            base, unit_of(base, scale), *moments, cross, log_ratio, delta=delta
-        )
-        ratio, scale, delta = (as_dtype(n, dtype) for n in (self.mass_ratio, scale, delta))
+        unit, rate = unit_of(base, ready.scale), float(np.log(self.mass_ratio))
+        form = quadratic_potential(base, unit, *moments, cross, rate, delta=delta)
+        scale, length = (as_dtype(number, dtype) for number in (ready.scale, delta))
         objective, held_out = (
-            UnbalancedActionLoss(Lines(c, ratio), form, scale, self.weight, delta=delta)
-            for c in (coupling, held)
+            UnbalancedActionLoss(path, form, scale, self.weight, delta=length)
+            for path in (ready.path, ready.held_out)
         )
         network = scalar_network(self.network, source.points, fold_in(key, 4))
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
-        potential = with_network(form, trained.model)
         found = WeightedFlowMap(
             account_of(self.name, trained, time.perf_counter() - start),
-            GrowingField(potential, delta),
+            GrowingField(with_network(form, trained.model), length),
             base.shift,
             self.num_steps,
             self.scheme,
         )
-        return with_weights(found, source_held.points, {"delta": float(delta)})
+        return with_weights(found, ready.test, {"delta": delta})
 
 
 def with_weights(
