@@ -52,7 +52,7 @@ class DiffusionMap(Stochastic):
         batch = rows if rows.ndim > 1 else rows[None]
         if not (traced(t) or traced(rows)):
             check_times(t)
-        found = self.field(jnp.asarray(t, self.dtype), jnp.asarray(batch, self.dtype))
+        found = _drift(self.field, jnp.asarray(t, self.dtype), jnp.asarray(batch, self.dtype))
         return like_rows(found if rows.ndim > 1 else found[0], x, self.fit.columns)
 
     def _transport(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
@@ -95,3 +95,8 @@ class DiffusionMap(Stochastic):
 
         start = jnp.broadcast_to(x[:, None, :], (rows, draws, self.dim))
         return lax.scan(step, start, jnp.arange(self.num_steps))[0]
+
+
+@eqx.filter_jit
+def _drift(field: Any, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+    return field(t, x)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
-from driftbridge.runtime.training import Objective, train
+from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.base import Fit, as_dtype
@@ -95,7 +95,8 @@ class Rectified(Flow):
     **Arguments:**
 
     - `coupling`, `network`, `training`, `num_steps`, `scheme`: as of `Flow`; `training` is that of
-      a round, and each round starts with the network of the last.
+      a round, and each round starts with the network of the last. A checkpoint has the number of
+      the round added to its name.
     - `rounds`: flows that are fitted, `>= 1`; one is `Flow`.
     - `endpoints`: `Rematched()` pairs images with data again, `Generated()` does not.
     - `base`: the field that the network is added to, a function of the moments of source and target
@@ -137,7 +138,8 @@ class Rectified(Flow):
                     found, source_held, target_held, HELD_OUT_POOL, self.endpoints, random
                 )
             objective, held_out = (on_pairs(first, pairs) for pairs in (coupling, held))
-            trained = train(objective, model, fold_in(key, 5 + k), self.training, held_out)
+            training = of_round(self.training, k + 1)
+            trained = train(objective, model, fold_in(key, 5 + k), training, held_out)
             model = trained.model
             account = account_of(self.name, trained, time.perf_counter() - start)
             found = FlowMap(account, first.field(model), base.shift, self.num_steps, self.scheme)
@@ -163,6 +165,13 @@ class Rectified(Flow):
 
     def _objective(self, coupling: Coupling, base: McCann, key: Key[Array, ""]) -> Any:
         return FlowMatching(coupling, base, as_dtype(spread_of(coupling, key), base.shift.dtype))
+
+
+def of_round(training: Training, number: int) -> Training:
+    """The training with a checkpoint of its own for each round."""
+    if training.checkpoint is None:
+        return training
+    return dataclasses.replace(training, checkpoint=f"{training.checkpoint}.{number}")
 
 
 def reflowed(

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import as_key, host_generator
-from driftbridge.transport.base import check_times
+from driftbridge.transport.base import Times, check_times
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.integration import integrate
 from driftbridge.transport.points import as_rows, like_rows, traced
@@ -38,7 +39,7 @@ class WeightedFlowMap(FlowMap):
         batch = rows if rows.ndim > 1 else rows[None]
         if not (traced(t) or traced(rows)):
             check_times(t)
-        _, found = self.field.rates(jnp.asarray(t, self.dtype), jnp.asarray(batch, self.dtype))
+        found = _growth(self.field, jnp.asarray(t, self.dtype), jnp.asarray(batch, self.dtype))
         return like_rows(found if rows.ndim > 1 else found[0], rows)
 
     def log_weights(self, x: Any) -> Any:
@@ -100,6 +101,11 @@ class WeightedFlowMap(FlowMap):
 
         start = x, jnp.zeros(x.shape[0], x.dtype)
         return integrate(rates, start, 0, 1, self.num_steps, self.scheme)[1]
+
+
+@eqx.filter_jit
+def _growth(field: Any, t: Times, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
+    return field.rates(t, x)[1]
 
 
 def weight_messages(found: WeightedFlowMap, x: Float[np.ndarray, "n dim"]) -> tuple[str, ...]:

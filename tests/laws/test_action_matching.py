@@ -266,6 +266,7 @@ def test_untrained_draws_of_a_process_with_noise_have_the_target_law():
     # 400 draws leave 1.3 / 20 in each of 128 numbers, five of which are .3; 64 antithetic draws of
     # a nearly linear process leave less.
     np.testing.assert_allclose(means, many, atol=0.3)
+    assert fitted.drift(0.5, x[:64]).shape == (64, 2)
     assert np.cov(means.T).trace() < 0.8 * np.cov(y.T).trace()
     # Rows have keys of their own: where they are cut into blocks changes nothing.
     again = np.asarray(fitted.sample(0, x[:64], 2)).reshape(-1, 2)

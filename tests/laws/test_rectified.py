@@ -266,6 +266,16 @@ def test_learned_rounds_reach_what_exact_moments_reach():
     assert compilations.programs == 0
 
 
+def test_rounds_keep_a_checkpoint_each(tmp_path):
+    x, y = gaussian_points(SOURCE), gaussian_points(TARGET, seed=1)
+    training = dataclasses.replace(QUICK, num_steps=20, checkpoint=str(tmp_path / "state"))
+    method = CRectified(coupling=independent, training=training, base=translation, num_steps=10)
+    fitted = db.fit_map(x, y, method)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["state.1", "state.2"]
+    # Both rounds have ended and are read.
+    np.testing.assert_array_equal(db.fit_map(x, y, method)(x), fitted(x))
+
+
 def test_power_costs_have_the_monotone_map_on_a_line():
     """In one dimension every convex cost has the same optimal map."""
     rng = np.random.default_rng(0)
