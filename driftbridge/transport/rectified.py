@@ -82,8 +82,8 @@ class Rectified(Flow):
     """Rectified flow: rounds of flow matching, each on pairs that the flow before has made.
 
     Round `k` pairs source points with their images under the flow of round `k - 1` and fits a flow
-    to the straight lines between them. No round raises the transport cost, for any convex cost of
-    the displacement, and paths become straighter, so that few steps solve them.
+    to the straight lines between them. A round that is fitted exactly raises the transport cost for
+    no convex cost of the displacement, and paths become straighter, so that few steps solve them.
 
     **A loss of zero does not mean that the map is optimal.** Rectified flow does not minimise a
     cost: between Gaussians with covariances that do not commute it stays above the optimal cost for

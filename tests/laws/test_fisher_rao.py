@@ -97,6 +97,28 @@ def test_the_plan_has_the_distance_as_its_value(x64):
     assert 2 * DELTA**2 * plan.dual == pytest.approx(float(exact), abs=2e-4)
 
 
+def test_the_paths_of_a_plan_are_the_shortest(x64):
+    """Masses that travel as a plan says cost what the static problem does, and other plans more."""
+    rng = np.random.default_rng(0)
+    n, ratio = 60, 1.4
+    x, y = rng.normal(size=(n, 2)), rng.normal(size=(n, 2)) + 1
+
+    def action(plan):
+        first = plan / plan.sum(axis=1, keepdims=True) / n
+        second = plan / plan.sum(axis=0, keepdims=True) * ratio / n
+        pairs = np.repeat(x, n, axis=0), np.tile(y, (n, 1)), first.ravel(), second.ravel()
+        return float(np.sum(wfr_diracs(*pairs, DELTA)))
+
+    plan = reach_plan(x, y, DELTA, ratio, 1e-3)
+    matrix = np.asarray(plan.matrix())
+    least = 2 * DELTA**2 * plan.dual
+    # The regularised value is above the least one by up to epsilon times the entropy, log n = 4,
+    # and the paths of the plan cost at least the least one.
+    assert least - 4 * 2 * DELTA**2 * 1e-3 < action(matrix) < 1.01 * least
+    assert action(np.asarray(reach_plan(x, y, DELTA, ratio, 0.1).matrix())) > 1.05 * least
+    assert action(np.ones((n, n))) > 1.2 * least
+
+
 def test_drawn_pairs_have_the_masses_of_both_sides():
     """Whatever the marginals of the plan are; also where a row of it is zero."""
     rng = np.random.default_rng(0)
