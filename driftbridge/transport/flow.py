@@ -194,17 +194,18 @@ def weights_of(source: Sample, target: Sample) -> dict[str, Any]:
     return dict(zip(("source_weights", "target_weights"), weights, strict=True))
 
 
+@eqx.filter_jit
+def drawn(coupling: Coupling, key: Key[Array, ""]) -> tuple[Array, Array]:
+    """Pairs from which scales are taken."""
+    return coupling.pairs(key, 1024)
+
+
 def spread_of(coupling: Coupling, key: Key[Array, ""]) -> float:
     """Root mean square, in a coordinate, of what pairs are moved by beyond their mean."""
-    x, y = _pairs(coupling, key)
+    x, y = drawn(coupling, key)
     moved = np.asarray(y, np.float64) - np.asarray(x, np.float64)
     spread = float(np.sqrt(np.mean(np.var(moved, axis=0))))
     return spread if spread > 0 else 1.0
-
-
-@eqx.filter_jit
-def _pairs(coupling: Coupling, key: Key[Array, ""]):
-    return coupling.pairs(key, 1024)
 
 
 def check_width(network: Any, dim: int, dtype: Any) -> None:
