@@ -137,10 +137,15 @@ def split(sample: Sample, random: np.random.Generator) -> tuple[Sample, Sample]:
 
 def spread_of(coupling: Coupling, key: Key[Array, ""]) -> float:
     """Root mean square, in a coordinate, of what pairs are moved by beyond their mean."""
-    x, y = eqx.filter_jit(lambda held, key: held.pairs(key, 1024))(coupling, key)
+    x, y = _some_pairs(coupling, key)
     moved = np.asarray(y, np.float64) - np.asarray(x, np.float64)
     spread = float(np.sqrt(np.mean(np.var(moved, axis=0))))
     return spread if spread > 0 else 1.0
+
+
+@eqx.filter_jit
+def _some_pairs(coupling: Coupling, key: Key[Array, ""]) -> Any:
+    return coupling.pairs(key, 1024)
 
 
 def check_width(network: Any, dim: int, dtype: Any) -> None:

@@ -65,7 +65,7 @@ def layers(
     return Layers(tuple(placed[0]), tuple(placed[1]), activation)
 
 
-def time_features(t: Float[Array, "..."], num_waves: int) -> Float[Array, "n _"]:
+def time_features(t: Float[Array, "..."], num_waves: int) -> Float[Array, "*n _"]:
     """`t - 1/2`, and the first cosines and sines of `pi k t`."""
     waves = [f(np.pi * k * t) for k in range(1, num_waves + 1) for f in (jnp.cos, jnp.sin)]
     return jnp.stack([t - 0.5, *waves], axis=-1)
