@@ -32,13 +32,13 @@ class Consistency(Objective):
     `f(t, x) = x + (e - t) v(t, x)` is where the velocity takes `x` at the end `e` of its segment of
     time, and `x_t`, `x_r` lie on one straight path; no gradient goes through `r`. In the first
     `boundary` of a segment; beyond it, and everywhere for `boundary = 0`, `r = e`, where `f` is
-    the identity: plain flow matching.
+    the identity: plain flow matching. In units of the scale and of a segment.
 
     In float32 the difference of two `f` at times 1e-3 apart is mostly rounding. As
     `f(t, x_t) - f(r, x_r) = (e - t) (v_t - (1 - rho) v_r - rho (x1 - x0))`,
     `rho = (r - t) / (e - t)`, it is taken between velocities, without cancellation.
 
-    Yang et al. (2024), arXiv 2407.02398, equations 6 to 8.
+    Yang et al. (2024), arXiv 2407.02398.
     """
 
     coupling: Coupling

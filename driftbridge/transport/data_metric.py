@@ -60,8 +60,8 @@ class Land(MetricSettings):
     **Arguments:** `bandwidth`: `> 0`, a length; None for a quarter of the root mean square of the
     centred data in a coordinate. `floor`: `> 0`; empty space is `1 / floor` times as far.
 
-    Arvanitidis, Hansen and Hauberg (2016), arXiv 1606.02518, equation 7; Kapusniak et al. (2024),
-    arXiv 2405.14780, equation 10.
+    Arvanitidis, Hansen and Hauberg (2016), arXiv 1606.02518; Kapusniak et al. (2024), arXiv
+    2405.14780.
     """
 
     bandwidth: float | None = None
@@ -128,7 +128,7 @@ class RadialBasis(MetricSettings):
 
     **Arguments:** `num_centres`; `kappa`: `> 0`, how far a bump reaches; `floor`: `> 0`.
 
-    Kapusniak et al. (2024), arXiv 2405.14780, equation 11.
+    Kapusniak et al. (2024), arXiv 2405.14780.
     """
 
     num_centres: int = eqx.field(static=True, default=100)

@@ -68,7 +68,7 @@ class KullbackLeibler(Energy):
     **Arguments:** `log_density`: a function of points `(n, dim)` that returns `(n,)` and that JAX
     can differentiate; the same object for every fit, as a new one compiles again.
 
-    Fan, Zhang, Taghvaei and Chen (2022), arXiv 2112.02424, equation 8.
+    Fan, Zhang, Taghvaei and Chen (2022), arXiv 2112.02424.
     """
 
     log_density: Callable[[Array], Array]

@@ -30,9 +30,7 @@ class Jump(eqx.Module):
     network: Any
     scale: Float[Array, ""]
 
-    def __call__(
-        self, s: Times, t: Times, x: Float[Array, "n dim"], condition: Any = None
-    ) -> Float[Array, "n dim"]:
+    def __call__(self, s: Times, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         s, t = (jnp.broadcast_to(time, (x.shape[0],)) for time in (s, t))
         start = self.base.start_of(s, x)
         learned = self.network(s, self.base.whitened(start), t[:, None])
@@ -45,9 +43,7 @@ class StraightJump(eqx.Module):
 
     field: Residual
 
-    def __call__(
-        self, s: Times, t: Times, x: Float[Array, "n dim"], condition: Any = None
-    ) -> Float[Array, "n dim"]:
+    def __call__(self, s: Times, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         s, t = (jnp.broadcast_to(time, (x.shape[0],)) for time in (s, t))
         return x + (t - s)[:, None] * self.field(s, x)
 

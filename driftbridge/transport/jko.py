@@ -48,8 +48,8 @@ class JKOStep(Objective):
     The gradient in the map takes the test function as given, and the other way round; the value is
     that of the game.
 
-    Jordan, Kinderlehrer and Otto (1998), equation 12; Fan, Zhang, Taghvaei and Chen (2022), arXiv
-    2112.02424, equation 10.
+    Jordan, Kinderlehrer and Otto (1998); Fan, Zhang, Taghvaei and Chen (2022), arXiv
+    2112.02424.
     """
 
     points: Draw
@@ -200,7 +200,7 @@ def gradient_flow(
 
     **Raises:** `ValueError` for a function of another shape.
 
-    Fan, Zhang, Taghvaei and Chen (2022), arXiv 2112.02424, algorithm 1.
+    Fan, Zhang, Taghvaei and Chen (2022), arXiv 2112.02424.
     """
     rows = np.asarray(as_rows(x, "x"))
     if rows.ndim != 2 or len(rows) < 2:

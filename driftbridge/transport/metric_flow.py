@@ -74,7 +74,7 @@ class BentPath(eqx.Module):
 class MetricEnergy(Objective):
     """`E sum_a G_a(x_t) (dx_t / dt)_a^2` over pairs and times; the model is a `BentPath`'s network.
 
-    Kapusniak et al. (2024), arXiv 2405.14780, equation 8.
+    Kapusniak et al. (2024), arXiv 2405.14780.
     """
 
     coupling: Coupling
@@ -131,7 +131,7 @@ class MetricFlow(Method):
     `T.fit.numbers` has the energy of the paths and of straight ones, on pairs held out and in the
     metric.
 
-    Kapusniak et al. (2024), arXiv 2405.14780, algorithm 1.
+    Kapusniak et al. (2024), arXiv 2405.14780.
     """
 
     name: ClassVar[str] = "metric"

@@ -36,8 +36,7 @@ class MomentMatching(Objective):
     The estimate keeps the pairs of a point with itself: that of `x_s` and `x_r` adds `1 / M` of a
     consistency loss, all there is at `M = 1`, which selects one of the many maps of the right law.
 
-    Zhou, Ermon and Song (2025), arXiv 2503.07565, equations 7, 12 and 13, with time reversed and
-    any source.
+    Zhou, Ermon and Song (2025), arXiv 2503.07565, with time reversed and any source.
     """
 
     coupling: Coupling

@@ -51,7 +51,7 @@ class FourierCurve(Curve):
 
     **Arguments:** `ends`: two points `(2, sets)`; `coefficients`: `(waves, sets)`.
 
-    Albergo, Boffi, Lindsey and Vanden-Eijnden (2023), arXiv 2310.03695, section 3.
+    Albergo, Boffi, Lindsey and Vanden-Eijnden (2023), arXiv 2310.03695.
     """
 
     ends: Float[np.ndarray, "2 sets"] | Float[Array, "2 sets"]

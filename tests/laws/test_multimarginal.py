@@ -9,15 +9,11 @@ from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.training import Training
 from driftbridge.transport.base import Fit
-from driftbridge.transport.multimarginal import (
-    Components,
-    GaussianComponents,
-    MultimarginalField,
-    fit_multimarginal,
-)
+from driftbridge.transport.multimarginal import MultimarginalField, fit_multimarginal
 from driftbridge.transport.networks import MLP
 from driftbridge.transport.resampling import Resampled
 from driftbridge.transport.simplex_curves import FourierCurve, Polyline
+from driftbridge.transport.simplex_regression import Components, GaussianComponents
 
 SETS, DIM = 3, 2
 RANDOM = np.random.default_rng(0)
@@ -97,6 +93,15 @@ def test_velocity_is_that_of_the_map_along_a_curve(x64):
         jnp.asarray([0.7, 0.0, 0.3]), jnp.asarray([-1.0, 0.0, 1.0]), jnp.asarray(x)
     )
     assert np.allclose(edge.velocity(0.3, x), found, atol=1e-12)
+
+
+def test_score_is_that_of_the_gaussian(x64):
+    """Set 0 is standard normal, so `-g_0 / alpha_0` is `-S^{-1} (x - m)`."""
+    alpha, x = np.array([0.2, 0.5, 0.3]), RANDOM.normal(size=(5, DIM))
+    total = np.einsum("k,kij->ij", alpha**2, COVARIANCES)
+    expected = -np.linalg.solve(total, (x - alpha @ MEANS).T).T
+    found = field().score(jnp.asarray(alpha), jnp.asarray(x), 0)
+    assert np.allclose(found, expected, atol=1e-12)
 
 
 def test_curves_stay_in_the_simplex_and_keep_their_ends(x64):
