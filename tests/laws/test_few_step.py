@@ -206,6 +206,7 @@ FEW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_trained_jumps_reach_the_only_monotone_map(name):
     x, y = two_modes()

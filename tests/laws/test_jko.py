@@ -127,6 +127,7 @@ QUICK = Training(num_steps=300, learning_rate=3e-3, averaging=0.99)
 TWO_STEPS = JKO(num_steps=2, step=STEP, network=SMALL, test=SMALL, training=QUICK)
 
 
+@pytest.mark.slow
 def test_trained_steps_are_the_closed_form(tmp_path):
     x = quantiles(2000, 4.0).astype(np.float32)
     fitted = gradient_flow(x, StandardNormal(jnp.float32(0)), TWO_STEPS)
@@ -144,6 +145,7 @@ def test_trained_steps_are_the_closed_form(tmp_path):
     assert np.allclose(again(x), fitted(x), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_between_data_sets_it_goes_on_from_the_affine_map():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1500, 1)).astype(np.float32)

@@ -80,10 +80,11 @@ def test_in_the_flat_metric_no_path_is_below_the_straight_one(x64):
     """A straight line has the least energy, so bends of a random network only add to it."""
     x, y = ring(60), ring(60)
     path = BentPath(None, jnp.zeros(2), jnp.ones(()))
-    objective = MetricEnergy(Paired(x, y), FlatMetric(), path)
+    objective = MetricEnergy(Paired(x, y), FlatMetric(), path, jnp.zeros(()))
     # On one grid of times for each pair the mean over times is the integral.
     times = np.repeat((np.arange(50) + 0.5) / 50, len(x))
-    batch = tuple(jnp.asarray(part) for part in (times, np.tile(x, (50, 1)), np.tile(y, (50, 1))))
+    ends = np.tile(x, (50, 1)), np.tile(y, (50, 1))
+    batch = tuple(jnp.asarray(part) for part in (times, *ends, np.zeros((len(times), 2))))
     straight = MLP(8, 2).build(as_key(0), 4, 2, np.float64)
     energy = float(objective.loss(straight, batch))
     assert energy == pytest.approx(np.mean(np.sum((y - x) ** 2, axis=1)), rel=1e-12)
@@ -105,7 +106,7 @@ def test_paths_on_a_line_reach_their_least_energy():
     rng = np.random.default_rng(3)
     x, y = (rng.uniform(*ends, size=(500, 1)).astype(np.float32) for ends in ((-1, 0), (1, 2)))
     path = BentPath(None, jnp.zeros(1, jnp.float32), jnp.ones((), jnp.float32))
-    objective = MetricEnergy(Paired(x, y), Slope(), path)
+    objective = MetricEnergy(Paired(x, y), Slope(), path, jnp.zeros((), jnp.float32))
     network = MLP(32, 2).build(as_key(0), 2, 1, np.float32)
     trained = train(objective, network, as_key(1), QUICK, objective)
     straight, reached = trained.curve.held_out[0], trained.curve.held_out[-1]
@@ -116,6 +117,7 @@ def test_paths_on_a_line_reach_their_least_energy():
     assert straight > 1.2 * least
 
 
+@pytest.mark.slow
 def test_a_flat_metric_leaves_the_flow_and_a_curved_one_bends_it():
     angle = np.abs(RANDOM.normal(0, 1 / (2 * np.pi), size=(2, 800))) * np.pi
     radius = 1 + 0.1 * RANDOM.normal(size=(2, 800))
@@ -150,5 +152,7 @@ def test_bad_settings_are_named():
         Land(0.0)
     with pytest.raises(ValueError, match=r"floor must be positive; got -1\.0"):
         Land(floor=-1.0)
+    with pytest.raises(ValueError, match="noise must be at least 0"):
+        MetricFlow(noise=-0.1)
     with pytest.raises(ValueError, match="num_centres must be at least 1"):
         RadialBasis(num_centres=0)

@@ -155,6 +155,7 @@ def clouds(n=1500):
     ]
 
 
+@pytest.mark.slow
 def test_one_network_serves_every_pair_and_every_detour():
     data = clouds()
     training = Training(num_steps=1500, learning_rate=1e-2, validate_every=100)
