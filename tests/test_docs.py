@@ -34,6 +34,7 @@ SLOW = {
     "diagnostics",
     "maps",
     "floors",
+    "flows",
     "transport",
 }
 

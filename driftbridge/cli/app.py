@@ -279,7 +279,7 @@ def fit(
         str,
         typer.Option(
             help="auto, affine, selected, corrected, entropic, debiased, progressive, "
-            "rearrangement, triangular, semidiscrete, flow."
+            "rearrangement, triangular, semidiscrete; flow and other learned maps."
         ),
     ] = "auto",
     columns: Annotated[
@@ -328,6 +328,7 @@ def fit_path(
         str | None, typer.Option(help="Columns to move, as a,b,c; all numeric ones if not set.")
     ] = None,
     means: Annotated[str, typer.Option(help="Curve of the means: spline or polygon.")] = "spline",
+    steps: Annotated[int, typer.Option(help="Steps of training.")] = 6000,
     seed: Annotated[int, typer.Option(help="For pairs and training.")] = 0,
     debug: Debug = False,
 ) -> None:
@@ -335,7 +336,7 @@ def fit_path(
     with readable(debug):
         from driftbridge.cli import paths
 
-        code = paths.fit(snapshots, out, times, _names(columns), means, seed)
+        code = paths.fit(snapshots, out, times, _names(columns), means, steps, seed)
     raise typer.Exit(code)
 
 

@@ -24,6 +24,7 @@ def fit(
     times: str | None,
     columns: tuple[str, ...] | None,
     means: str,
+    steps: int,
     seed: int,
 ) -> int:
     """Fit a path through files, save it, and draw where the first one's points go."""
@@ -35,7 +36,7 @@ def fit(
     data = {t: read_rows(path, columns).points for t, path in zip(at, snapshots, strict=True)}
     with warnings.catch_warnings():  # printed with the fit
         warnings.simplefilter("ignore", DataWarning)
-        training = Training(num_steps=6000, progress=True)
+        training = Training(num_steps=steps, progress=True)
         found = db.fit_path(data, PathFlow(means=means, training=training), seed)
     saved, facts = found.save(out), found.fit
     head = "[bold green]Fitted[/]" if facts.converged else "[bold red]NOT converged[/]"
@@ -66,4 +67,6 @@ def times_of(text: str | None, count: int) -> list[float]:
         raise CommandError(f"--times must be numbers, as 0,1,3; got {text!r}.") from error
     if len(times) != count:
         raise CommandError(f"--times must name one time for each of {count} files; got {text!r}.")
+    if len(set(times)) < count:
+        raise CommandError(f"--times must name each time once; got {text!r}.")
     return times
