@@ -26,10 +26,10 @@ from driftbridge.transport.minibatch import MinibatchOT
 from driftbridge.transport.networks import MLP, Architecture
 from driftbridge.transport.points import Sample
 
-# The least number of points held out.
-LEAST_HELD_OUT = 16
-# Pairs of a batch, and batches of pairs that are made.
-BATCH, POOL = 256, 200
+# Share of the points that are held out, and the least number of them.
+HELD_OUT, LEAST_HELD_OUT = 0.1, 16
+# Pairs of a batch, and batches of pairs that are made for training and to hold out.
+BATCH, POOL, HELD_OUT_POOL = 256, 200, 16
 # Points a side of the comparison with the affine map, and what is said of its outcome.
 TESTED = 1000
 NOT_CLOSER = (
@@ -98,7 +98,7 @@ class Flow(Method):
     name: ClassVar[str] = "flow"
 
     coupling: Coupling | Callable | None = None
-    held_out: float = eqx.field(static=True, default=0.1)
+    held_out: float = eqx.field(static=True, default=HELD_OUT)
     network: Any = MLP()
     training: Training = Training()
     num_steps: int = eqx.field(static=True, default=20)
@@ -138,26 +138,24 @@ class Flow(Method):
         self, source: "Parts", target: "Parts", key: Key[Array, ""]
     ) -> tuple[Coupling, Coupling | None]:
         """Pairs to train on, and pairs that are held out."""
-        if isinstance(self.coupling, Coupling):
-            return self.coupling, self.coupling
         if self.coupling is None:
-            points, weights = (
-                (source.whole.points, target.whole.points),
-                (source.whole, target.whole),
-            )
-            pairs = MinibatchOT(
-                *points, batch_size=BATCH, pool=POOL, key=key, **weights_of(*weights)
-            )
+            pairs = self._coupling(source.whole, target.whole, POOL, key)
+            assert isinstance(pairs, MinibatchOT)
             # Of pairs of all points: held-out ones among themselves would be farther apart.
             return pairs.split(source.rows, target.rows) if self.held_out > 0 else (pairs, None)
-        found = []
-        for number, name in enumerate(("kept", "held_out") if self.held_out > 0 else ("whole",)):
-            first, second = getattr(source, name), getattr(target, name)
-            weights = weights_of(first, second)
-            found.append(
-                self.coupling(first.points, second.points, key=fold_in(key, number), **weights)
-            )
-        return found[0], found[1] if len(found) > 1 else None
+        pairs = self._coupling(source.kept, target.kept, POOL, fold_in(key, 0))
+        if self.held_out == 0:
+            return pairs, None
+        held_out = source.held_out, target.held_out
+        return pairs, self._coupling(*held_out, HELD_OUT_POOL, fold_in(key, 1))
+
+    def _coupling(self, source: Sample, target: Sample, pool: int, key: Key[Array, ""]) -> Coupling:
+        if isinstance(self.coupling, Coupling):
+            return self.coupling
+        points, weights = (source.points, target.points), weights_of(source, target)
+        if self.coupling is not None:
+            return self.coupling(*points, key=key, **weights)
+        return MinibatchOT(*points, batch_size=BATCH, pool=pool, key=key, **weights)
 
 
 class Parts(NamedTuple):
@@ -175,6 +173,12 @@ class Parts(NamedTuple):
         order = random.permutation(n)
         rows, rest = np.sort(order[:count]), np.sort(order[count:])
         return cls(sample, part_of(sample, rest), part_of(sample, rows), rows)
+
+
+def split(sample: Sample, random: np.random.Generator) -> tuple[Sample, Sample]:
+    """A sample as the part to train on and a tenth that is held out."""
+    parts = Parts.of(sample, HELD_OUT, random)
+    return parts.kept, parts.held_out
 
 
 def is_closer(found: FlowMap, source: Sample, target: Sample) -> bool:

@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Array, Float, Key
-from scipy.special import ndtr
 
 from driftbridge.runtime.keys import host_generator
 from driftbridge.transport.pairs import effective_size
@@ -21,6 +20,8 @@ def check_normal(sample: Sample, name: str, key: Key[Array, ""]) -> None:
 
     **Raises:** `ValueError` with the largest distance of a projection.
     """
+    from scipy.special import ndtr
+
     worst = 0.0
     for along in _projections(sample, key):
         order = np.argsort(along)
