@@ -207,6 +207,17 @@ def test_float32_data_stay_float32_where_float64_is_on(x64):
     assert found(normal(5)).dtype == found.sample(0, normal(5)).dtype == np.float32
 
 
+def test_without_a_step_it_is_the_interpolant_of_gaussians():
+    training = dataclasses.replace(QUICK, num_steps=0)
+    y = 2 + 3 * normal(4000, seed=12)
+    method = Interpolant(network=SMALL, training=training, epsilon=4.0)
+    found = db.fit_map(normal(4000), y, method)
+    draws = found.sample(0, normal(4000, seed=5))[:, 0]
+    # Standard errors of mean and spread of 4000 draws, and of the data's, five times.
+    assert abs(draws.mean() - 2) < 5 * 3 * (2 / 4000) ** 0.5
+    assert abs(draws.std() / 3 - 1) < 5 * (2 / 8000) ** 0.5
+
+
 def test_a_mirror_draws_anew():
     x, y = two_modes(seed=1), two_modes(seed=2)
     training = dataclasses.replace(QUICK, num_steps=300)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
@@ -15,12 +15,13 @@ from driftbridge.runtime.training import Trained, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Fit, Method
 from driftbridge.transport.couplings import Coupling, Independent
-from driftbridge.transport.flow import account_of, check_width, split
+from driftbridge.transport.flow import Parts, account_of, check_width, drawn, weights_of
 from driftbridge.transport.frames import Whitened, whitened
 from driftbridge.transport.gammas import Brownian, Gamma, NoNoise
 from driftbridge.transport.integration import RungeKutta4, Scheme
 from driftbridge.transport.interpolant_fields import (
     Denoiser,
+    Learned,
     OneSidedVelocity,
     ScoreModel,
     Velocity,
@@ -37,14 +38,16 @@ from driftbridge.transport.networks import MLP, Architecture
 from driftbridge.transport.points import Sample
 from driftbridge.transport.schedules import Linear, Mirror, OneSided, Schedule, check_path
 from driftbridge.transport.stochastic_integration import StochasticHeun, StochasticScheme
+from driftbridge.transport.whitened_field import WhitenedField, whitened_field
 
 
 class Interpolant(Method):
     """A stochastic interpolant `x_t = alpha(t) x0 + beta(t) x1 + gamma(t) z`, learned.
 
     Source and target are whitened, the target after it is pulled back by the affine map; in these
-    coordinates a network learns the velocity `b = E[dx_t / dt | x_t]`, and a second one what gives
-    the score. A network that is zero leaves the affine map.
+    coordinates a network learns what separates the velocity `b = E[dx_t / dt | x_t]` from that
+    between standard normals, and a second one the same of the score. Networks that are zero leave
+    the affine map, and the diffusions between Gaussians.
 
     **Arguments:**
 
@@ -55,6 +58,7 @@ class Interpolant(Method):
       `Independent`. One-sided and mirror paths take none.
     - `score`: `Denoiser()` or `Score()`, what the second network learns where there is noise. A
       one-sided path needs none; without noise there is no score, and the map draws nothing.
+    - `held_out`: in `[0, 1)`, share of the points on which early stopping is decided.
     - `network`: an architecture of both networks, or a network for both to start as.
     - `training`: a `Training`, used for each.
     - `epsilon`: the volatility of draws, which can be changed afterwards: see
@@ -74,6 +78,7 @@ class Interpolant(Method):
     gamma: Gamma | None = None
     coupling: Coupling | Callable | None = None
     score: ScoreModel = Denoiser()
+    held_out: float = eqx.field(static=True, default=0.1)
     network: Any = MLP()
     training: Training = Training()
     epsilon: Any = eqx.field(default=1.0, converter=as_volatility)
@@ -83,6 +88,8 @@ class Interpolant(Method):
     noisy_scheme: StochasticScheme = eqx.field(static=True, default=StochasticHeun())
 
     def __check_init__(self):
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must lie in [0, 1); got {self.held_out}.")
         if isinstance(self.schedule, Schedule):
             check_path(self.schedule, self._gamma(self.schedule))
             self._check_coupling(self.schedule)
@@ -93,40 +100,47 @@ class Interpolant(Method):
         frame = whitened(*gaussians(source, target), dtype)
         schedule = self._schedule(frame, source, target, fold_in(key, 0))
         gamma = self._gamma(schedule)
-        random = host_generator(fold_in(key, 1))
-        first, second = (split(sample, random) for sample in (source, target))
-        couplings = [self._coupling(first[i], second[i], fold_in(key, 2 + i)) for i in range(2)]
+        couplings = self._couplings(source, target, fold_in(key, 1))
+        base = whitened_field(self._cross(couplings[0], frame, key), schedule, gamma, dtype)
         network = self.network
         if isinstance(network, Architecture):
             network = network.build(fold_in(key, 4), dim, dim, dtype)
         check_width(network, dim, dtype)
 
         def learned(objective, key):
-            both = [objective(coupling, frame, schedule, gamma) for coupling in couplings]
-            return train(both[0], network, key, self.training, both[1])
+            training, *held_out = (objective(coupling, frame, base) for coupling in couplings)
+            return train(training, network, key, self.training, *held_out)
 
         flow, noise = learned(VelocityLoss, fold_in(key, 5)), None
         if not isinstance(gamma, NoNoise):
             noise = learned(self.score.objective, fold_in(key, 6))
-        field = self._field(flow, noise, schedule, gamma)
+        field = self._field(flow, noise, base)
         account = _account(self.name, flow, noise, time.perf_counter() - start)
         solved = (field, frame.base.shift, self.num_steps, self.scheme, frame)
-        if isinstance(field, Velocity):
+        if not isinstance(field, Learned):
             return InterpolantMap(account, *solved)
         noisy = (self.epsilon, self.num_noisy_steps, self.noisy_scheme)
         return StochasticInterpolantMap(account, *solved, *noisy)
 
-    def _field(
-        self, flow: Trained, noise: Trained | None, schedule: Schedule, gamma: Gamma
-    ) -> Velocity | OneSidedVelocity | VelocityAndScore:
+    def _field(self, flow: Trained, noise: Trained | None, base: WhitenedField) -> Velocity:
         """What the networks are together."""
-        path = {"schedule": schedule, "gamma": gamma}
+        parts = {"network": flow.model, "base": base}
+        path = {"schedule": base.schedule, "gamma": base.gamma}
         if noise is not None:
-            return VelocityAndScore(
-                network=flow.model, second=noise.model, model=self.score, **path
-            )
-        kind = OneSidedVelocity if isinstance(schedule, OneSided) else Velocity
-        return kind(network=flow.model, **path)
+            return VelocityAndScore(second=noise.model, model=self.score, **parts, **path)
+        kind = OneSidedVelocity if isinstance(base.schedule, OneSided) else Velocity
+        return kind(**parts, **path)
+
+    def _cross(
+        self, coupling: Coupling, frame: Whitened, key: Key[Array, ""]
+    ) -> Float[np.ndarray, "dim dim"]:
+        """How whitened source and target vary together."""
+        if self.coupling is None:
+            dim = frame.unwhitening.shape[0]
+            return np.zeros((dim, dim))
+        x, y = drawn(coupling, fold_in(key, 7))
+        first, second = frame.of_rows(0.0, np.asarray(x)), frame.of_rows(1.0, np.asarray(y))
+        return first.T @ second / len(first) - np.outer(first.mean(axis=0), second.mean(axis=0))
 
     def _schedule(self, frame: Whitened, source: Sample, target: Sample, key) -> Schedule:
         """The path, after a look at whether the data suit it."""
@@ -156,14 +170,23 @@ class Interpolant(Method):
                 "path such as Linear()."
             )
 
-    def _coupling(self, source: Sample, target: Sample, key: Key[Array, ""]) -> Coupling:
+    def _couplings(self, source: Sample, target: Sample, key: Key[Array, ""]) -> list[Coupling]:
+        """Pairs to train on and, if any, pairs that are held out."""
         if isinstance(self.coupling, Coupling):
-            return self.coupling
-        weights = [s.weights if np.ptp(s.weights) > 0 else None for s in (source, target)]
+            return [self.coupling, self.coupling]
+        random = host_generator(key)
+        first, second = (Parts.of(sample, self.held_out, random) for sample in (source, target))
+        found = [self._coupling(first.kept, second.kept, fold_in(key, 0))]
+        if self.held_out > 0:
+            found.append(self._coupling(first.held_out, second.held_out, fold_in(key, 1)))
+        return found
+
+    def _coupling(self, source: Sample, target: Sample, key: Key[Array, ""]) -> Coupling:
+        weights = weights_of(source, target)
         if self.coupling is None:
-            return Independent(source.points, target.points, *weights)
-        named = dict(zip(("source_weights", "target_weights"), weights, strict=True))
-        return self.coupling(source.points, target.points, key=key, **named)
+            return Independent(source.points, target.points, **weights)
+        assert not isinstance(self.coupling, Coupling)
+        return self.coupling(source.points, target.points, key=key, **weights)
 
 
 def _account(name: str, flow: Trained, noise: Trained | None, seconds: float) -> Fit:

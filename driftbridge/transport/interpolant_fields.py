@@ -1,4 +1,4 @@
-"""Learned fields of interpolants: networks for the velocity and for what gives the score."""
+"""Learned fields of interpolants: networks added to the field between standard normals."""
 
 import abc
 from typing import Any
@@ -17,6 +17,7 @@ from driftbridge.transport.interpolant_losses import (
     inside,
 )
 from driftbridge.transport.schedules import Schedule
+from driftbridge.transport.whitened_field import WhitenedField
 
 
 class ScoreModel(eqx.Module):
@@ -28,10 +29,10 @@ class ScoreModel(eqx.Module):
         """Its loss."""
 
     @abc.abstractmethod
-    def score(
+    def change(
         self, value: Float[Array, "n dim"], gamma: Float[Array, "_ 1"]
     ) -> Float[Array, "n dim"]:
-        """The score, of the network's value and of `gamma(t)`."""
+        """What is added to the score of the base, of the network's value and of `gamma(t)`."""
 
 
 class Denoiser(ScoreModel):
@@ -44,7 +45,7 @@ class Denoiser(ScoreModel):
     def objective(self) -> type[InterpolantObjective]:
         return DenoiserLoss
 
-    def score(
+    def change(
         self, value: Float[Array, "n dim"], gamma: Float[Array, "_ 1"]
     ) -> Float[Array, "n dim"]:
         return -value / gamma
@@ -57,17 +58,32 @@ class Score(ScoreModel):
     def objective(self) -> type[InterpolantObjective]:
         return ScoreLoss
 
-    def score(
+    def change(
         self, value: Float[Array, "n dim"], gamma: Float[Array, "_ 1"]
     ) -> Float[Array, "n dim"]:
         return value
+
+
+class Velocity(eqx.Module):
+    """A learned velocity: a network added to that of a field with the same path."""
+
+    network: Any
+    base: WhitenedField
+    schedule: Schedule
+    gamma: Gamma
+
+    def velocity(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.base.velocity(t, x) + self.network(t, x, None)
+
+    def __call__(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.velocity(t, x)
 
 
 # Noise in a point above which a learned score is trusted in full.
 TRUSTED = 0.25
 
 
-class Learned(Field):
+class Learned(Velocity, Field):
     """A learned field. An error of a learned denoiser is one of the score over the noise."""
 
     def trust(self, t: Times) -> Float[Array, "..."]:
@@ -75,35 +91,16 @@ class Learned(Field):
         return jnp.minimum((self.noise(t) / TRUSTED) ** 2, 1)
 
 
-class Velocity(eqx.Module):
-    """A learned velocity alone: of an interpolant without noise, which has no score."""
-
-    network: Any
-    schedule: Schedule
-    gamma: Gamma
-
-    def velocity(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        return self.network(t, x, None)
-
-    def __call__(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        return self.velocity(t, x)
-
-
 class VelocityAndScore(Learned):
     """A learned velocity, and a learned score or denoiser."""
 
-    network: Any
     second: Any
     model: ScoreModel
-    schedule: Schedule
-    gamma: Gamma
-
-    def velocity(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        return self.network(t, x, None)
 
     def score(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         t = inside(t)
-        return self.model.score(self.second(t, x, None), column(self.gamma(t)))
+        learned = self.model.change(self.second(t, x, None), column(self.gamma(t)))
+        return self.base.score(t, x) + learned
 
 
 class OneSidedVelocity(Learned):
@@ -111,13 +108,6 @@ class OneSidedVelocity(Learned):
 
     At times within `1e-3` of 0 and 1 the score is that of `1e-3` from them.
     """
-
-    network: Any
-    schedule: Schedule
-    gamma: Gamma
-
-    def velocity(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        return self.network(t, x, None)
 
     def score(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         t = inside(t)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective
 from driftbridge.transport.couplings import Coupling
-from driftbridge.transport.fields import column
+from driftbridge.transport.fields import Field, column
 from driftbridge.transport.flow import even_times
 from driftbridge.transport.frames import Frame
 from driftbridge.transport.gammas import Gamma, NoNoise
@@ -38,13 +38,20 @@ class InterpolantObjective(Objective):
     """Batches of `I_t = alpha x0 + beta x1` with its derivative and a normal `z`, in a frame.
 
     The source of a one-sided path is drawn, not taken from the pairs. A model is called with times,
-    points and no condition.
+    points and no condition, and is what is added to the field `base`.
     """
 
     coupling: Coupling
     frame: Frame
-    schedule: Schedule
-    gamma: Gamma
+    base: Field
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.base.schedule
+
+    @property
+    def gamma(self) -> Gamma:
+        return self.base.gamma
 
     def batch(self, key: Key[Array, ""], n: int) -> Interpolated:
         x, y = self.coupling.pairs(fold_in(key, 0), n)
@@ -59,14 +66,24 @@ class InterpolantObjective(Objective):
         return Interpolated(t, alpha * x0 + beta * x1, d_alpha * x0 + d_beta * x1, z)
 
     @abc.abstractmethod
+    def known(self, t: Float[Array, " n"], x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        """What of the base the model is added to."""
+
+    @abc.abstractmethod
     def loss(self, model: Any, batch: Interpolated) -> Float[Array, ""]:
         """The mean loss of a coordinate."""
 
+    def value(
+        self, model: Any, t: Float[Array, " n"], x: Float[Array, "n dim"]
+    ) -> Float[Array, "n dim"]:
+        """What the base and a model are together."""
+        return self.known(t, x) + model(t, x, None)
+
     def pair(self, model: Any, batch: Interpolated) -> tuple[Array, Array]:
-        """A model at the antithetic points `I + gamma z` and `I - gamma z`."""
+        """The value at the antithetic points `I + gamma z` and `I - gamma z`."""
         noise = column(self.gamma(batch.t)) * batch.z
         both = jnp.concatenate([batch.path + noise, batch.path - noise])
-        found = model(jnp.concatenate([batch.t, batch.t]), both, None)
+        found = self.value(model, jnp.concatenate([batch.t, batch.t]), both)
         return found[: len(batch.t)], found[len(batch.t) :]
 
 
@@ -79,9 +96,12 @@ class VelocityLoss(InterpolantObjective):
     Albergo, Boffi and Vanden-Eijnden (2025), JMLR 26(209), sections 2.2 and 6.1.
     """
 
+    def known(self, t: Float[Array, " n"], x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.base.velocity(t, x)
+
     def loss(self, model: Any, batch: Interpolated) -> Float[Array, ""]:
         if isinstance(self.gamma, NoNoise):
-            return jnp.mean((model(batch.t, batch.path, None) - batch.moving) ** 2)
+            return jnp.mean((self.value(model, batch.t, batch.path) - batch.moving) ** 2)
         rate = column(self.gamma.product(batch.t) / self.gamma(batch.t))
         plus, minus = self.pair(model, batch)
         squares = ((plus - batch.moving) ** 2 + (minus - batch.moving) ** 2) / 2
@@ -93,6 +113,9 @@ class ScoreLoss(InterpolantObjective):
 
     Albergo, Boffi and Vanden-Eijnden (2025), JMLR 26(209), section 2.2.
     """
+
+    def known(self, t: Float[Array, " n"], x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.base.score(t, x)
 
     def loss(self, model: Any, batch: Interpolated) -> Float[Array, ""]:
         plus, minus = self.pair(model, batch)
@@ -106,9 +129,12 @@ class DenoiserLoss(InterpolantObjective):
     Albergo, Boffi and Vanden-Eijnden (2025), JMLR 26(209), section 2.2.
     """
 
+    def known(self, t: Float[Array, " n"], x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.base.denoiser(t, x)
+
     def loss(self, model: Any, batch: Interpolated) -> Float[Array, ""]:
         noisy = batch.path + column(self.gamma(batch.t)) * batch.z
-        return jnp.mean((model(batch.t, noisy, None) - batch.z) ** 2)
+        return jnp.mean((self.value(model, batch.t, noisy) - batch.z) ** 2)
 
 
 def inside(t: Float[Array, "..."]) -> Float[Array, "..."]:

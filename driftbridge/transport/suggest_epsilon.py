@@ -67,7 +67,7 @@ def _apart(
     """Mean squares of what separates velocities, and scores, in the frame of the first map, each
     beside that of the second map's own."""
     field: Field = fitted.field
-    batch = VelocityLoss(coupling, fitted.frame, field.schedule, field.gamma).batch(key, n)
+    batch = VelocityLoss(coupling, fitted.frame, field).batch(key, n)
     t, u = batch.t, batch.path + column(field.gamma(batch.t)) * batch.z
     x = fitted.frame.leave(t, u)
 

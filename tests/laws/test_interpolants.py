@@ -36,6 +36,7 @@ from driftbridge.transport.schedules import (
     Trigonometric,
 )
 from driftbridge.transport.stochastic_integration import EulerMaruyama, StochasticHeun
+from driftbridge.transport.whitened_field import whitened_field
 
 PATHS = {
     "linear": (Linear(), NoNoise()),
@@ -278,6 +279,23 @@ def test_a_flow_map_is_the_ratio_of_roots(x64):
     assert np.allclose(made.inverse(made(x)), x, atol=1e-5)
 
 
+@pytest.mark.parametrize("path", ["linear", "linear, Brownian", "encoding-decoding"])
+def test_the_base_is_the_field_between_standard_normals(x64, path):
+    schedule, gamma = PATHS[path]
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(2, 2)))[0]
+    cross = turn @ np.diag([0.8, 0.1]) @ turn.T
+    # What is not symmetric is left out.
+    base = whitened_field(cross + np.array([[0, 0.1], [-0.1, 0]]), schedule, gamma, float)
+    one, none = np.eye(2), np.zeros(2)
+    known = GaussianField(none, one, none, one, schedule, gamma, cross)
+    t, x = (
+        jnp.asarray([0.1, 0.4, 0.9]),
+        jax.device_put(np.random.default_rng(4).normal(size=(3, 2))),
+    )
+    assert np.allclose(base.velocity(t, x), known.velocity(t, x), atol=1e-12)
+    assert np.allclose(base.score(t, x), known.score(t, x), atol=1e-12)
+
+
 def test_data_are_a_mixture_of_points(x64):
     rng = np.random.default_rng(2)
     points, weights = rng.normal(size=(6, 2)), rng.dirichlet(np.ones(6))
@@ -338,12 +356,14 @@ class NormalPairs(Coupling):
 def test_losses_are_least_at_the_truth(x64, loss, gamma):
     """`L(f + c g) = L(f) + c^2 E |g|^2`: the derivative in `c` vanishes at the truth."""
     field = GaussianField([0.0], [[1.0]], [0.0], [[1.0]], Linear(), gamma)
-    objective = loss(NormalPairs(), Still(), Linear(), gamma)
+    # Another field as the base, so that what is learned is not zero.
+    base = whitened_field(np.eye(1) / 2, Linear(), gamma, float)
+    objective = loss(NormalPairs(), Still(), base)
     truth = {VelocityLoss: field.velocity, ScoreLoss: field.score, DenoiserLoss: field.denoiser}
 
     def at(c, key):
         def model(t, x, condition):
-            return truth[loss](t, x) + c * (jnp.sin(x) + x * t[:, None])
+            return truth[loss](t, x) - objective.known(t, x) + c * (jnp.sin(x) + x * t[:, None])
 
         return objective.loss(model, objective.batch(key, 256))
 
