@@ -42,16 +42,27 @@ class Endpoints(eqx.Module):
 
     @abc.abstractmethod
     def of(
-        self, image: Float[np.ndarray, "n dim"], target: Sample, random: np.random.Generator
+        self,
+        image: Float[np.ndarray, "n dim"],
+        target: Sample,
+        random: np.random.Generator,
+        number: int,
     ) -> Float[np.ndarray, "n dim"]:
-        """End points for source points whose images under the last flow are given."""
+        """End points for source points whose images under the last flow are given.
+
+        `number` counts the flows so far, from 1.
+        """
 
 
 class Generated(Endpoints):
     """The images themselves; what a round gets wrong about the target, the next one keeps."""
 
     def of(
-        self, image: Float[np.ndarray, "n dim"], target: Sample, random: np.random.Generator
+        self,
+        image: Float[np.ndarray, "n dim"],
+        target: Sample,
+        random: np.random.Generator,
+        number: int,
     ) -> Float[np.ndarray, "n dim"]:
         return image
 
@@ -67,7 +78,11 @@ class Rematched(Endpoints):
     batch_size: int = eqx.field(static=True, default=BATCH)
 
     def of(
-        self, image: Float[np.ndarray, "n dim"], target: Sample, random: np.random.Generator
+        self,
+        image: Float[np.ndarray, "n dim"],
+        target: Sample,
+        random: np.random.Generator,
+        number: int,
     ) -> Float[np.ndarray, "n dim"]:
         points = target.points[_rows(target, len(image), random)]
         found = np.empty_like(image)
@@ -76,6 +91,41 @@ class Rematched(Endpoints):
             costs = squared_distances(image[part], points[part])
             found[part] = points[part][assign(costs)]
         return found
+
+
+class Exchanged(Endpoints):
+    """The end points of others, some of which are exchanged at random.
+
+    A `share / 2^(k - 1)` of the pairs after flow `k` gets the end points of one another. The laws
+    of both ends stay as they are, but lines now run between parts of the support that were not
+    connected, so that a round can pair them better; the shares have a finite sum, so that the cost
+    they add does not stay.
+
+    **Arguments:** `share`: in `(0, 1]`; `endpoints`: `Rematched()` or `Generated()`.
+
+    Hertrich, Chambolle and Delon (2025), who add noise to a Gaussian source instead.
+    """
+
+    share: float = 0.2
+    endpoints: Endpoints = Rematched()
+
+    def __check_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1]; got {self.share}.")
+
+    def of(
+        self,
+        image: Float[np.ndarray, "n dim"],
+        target: Sample,
+        random: np.random.Generator,
+        number: int,
+    ) -> Float[np.ndarray, "n dim"]:
+        found = self.endpoints.of(image, target, random, number)
+        count = round(self.share / 2 ** (number - 1) * len(found))
+        rows = random.choice(len(found), count, replace=False)
+        exchanged = np.array(found)
+        exchanged[rows] = found[random.permutation(rows)]
+        return exchanged
 
 
 class Rectified(Flow):
@@ -89,8 +139,8 @@ class Rectified(Flow):
     cost: between Gaussians with covariances that do not commute it stays above the optimal cost for
     ever, where the support is disconnected any pairs whose lines do not meet stay as they are, and
     `x1 = -x0` has a loss of zero. `optimality_gap` of `T.fit.numbers` is independent of the loss.
-    Optimal pairs in minibatches to begin with, the default, are the best remedy; `CRectified` is
-    another.
+    Optimal pairs in minibatches to begin with, the default, are the best remedy; gradient fields
+    (`CRectified`) and end points that are exchanged between rounds (`Exchanged`) are others.
 
     **Arguments:**
 
@@ -98,7 +148,8 @@ class Rectified(Flow):
       a round, and each round starts with the network of the last. A checkpoint has the number of
       the round added to its name.
     - `rounds`: flows that are fitted, `>= 1`; one is `Flow`.
-    - `endpoints`: `Rematched()` pairs images with data again, `Generated()` does not.
+    - `endpoints`: `Rematched()` pairs images with data again, `Generated()` does not; `Exchanged()`
+      leaves fixed points of zero loss.
     - `base`: the field that the network is added to, a function of the moments of source and target
       and a dtype; `translation` knows only the means.
 
@@ -133,9 +184,12 @@ class Rectified(Flow):
         numbers, found = {}, None
         for k in range(self.rounds):
             if found is not None:
-                coupling = reflowed(found, source, target, POOL, self.endpoints, random)
-                held = reflowed(
-                    found, source_held, target_held, HELD_OUT_POOL, self.endpoints, random
+                coupling, held = (
+                    reflowed(found, *parts, self.endpoints, random, k)
+                    for parts in (
+                        (source, target, POOL),
+                        (source_held, target_held, HELD_OUT_POOL),
+                    )
                 )
             objective, held_out = (on_pairs(first, pairs) for pairs in (coupling, held))
             training = of_round(self.training, k + 1)
@@ -181,11 +235,12 @@ def reflowed(
     pool: int,
     endpoints: Endpoints,
     random: np.random.Generator,
+    number: int,
 ) -> Paired:
     """Pairs of source points, in a fresh order, with the end points of their paths."""
     rows = _rows(source, pool * BATCH, random)
     image = np.asarray(found(source.points))[rows]
-    return Paired(source.points[rows], endpoints.of(image, target, random))
+    return Paired(source.points[rows], endpoints.of(image, target, random, number))
 
 
 def translation(*arguments: Any) -> McCann:
