@@ -65,7 +65,7 @@ class ActionLoss(Objective):
     - `path`: draws of all times; `form`: a potential without a network; `scale`: a speed, the unit
       of the loss; `weight`: of the times.
 
-    Neklyudov, Brekelmans, Severo and Makhzani (2023), arXiv 2210.06662, equation 5.
+    Neklyudov, Brekelmans, Severo and Makhzani (2023), arXiv 2210.06662.
     """
 
     path: MarginalPath
@@ -104,7 +104,7 @@ class EntropicActionLoss(ActionLoss):
 
     Adds `epsilon / 2` times the Laplacian of `s`, by one random direction for each draw.
 
-    Neklyudov et al. (2023), arXiv 2210.06662, section 3.1.
+    Neklyudov et al. (2023), arXiv 2210.06662, "Entropic action matching".
     """
 
     def density(
