@@ -107,9 +107,10 @@ class UnbalancedActionMatching(ActionMatching):
         form = quadratic_potential(base, unit, *moments, cross, rate, delta=delta)
         scale, length = (as_dtype(number, dtype) for number in (ready.scale, delta))
         objective, held_out = (
-            UnbalancedActionLoss(path, form, scale, self.weight, delta=length)
+            path and UnbalancedActionLoss(path, form, scale, self.weight, delta=length)
             for path in (ready.path, ready.held_out)
         )
+        assert objective is not None
         network = scalar_network(self.network, source.points, fold_in(key, 4))
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         found = WeightedFlowMap(

@@ -16,6 +16,7 @@ from driftbridge.transport.base import Fit
 from driftbridge.transport.c_rectified import CRectified, FenchelYoung
 from driftbridge.transport.convex_cost import HalfSquare, Power
 from driftbridge.transport.couplings import Independent, Paired
+from driftbridge.transport.flow import Parts
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.gaussian_rectified import c_rectified_gaussians, rectified_gaussians
 from driftbridge.transport.mccann import mccann
@@ -28,6 +29,7 @@ from driftbridge.transport.rectified import (
     Generated,
     Rectified,
     Rematched,
+    reflowed,
     translation,
 )
 
@@ -302,21 +304,39 @@ def test_end_points_are_data_or_images(x64):
     points = rng.normal(size=(60, 2))
     target = Sample(points, np.full(60, 1 / 60))
     image = rng.permutation(points)[:50] + 1e-4
-    found = Rematched(batch_size=25).of(image, target, np.random.default_rng(1), 1)
+    found, rows = Rematched(batch_size=25).of(image, target, np.random.default_rng(1), 1)
     # Each end point is one of the data, none twice.
-    order = np.argmin(np.sum((found[:, None] - points[None]) ** 2, axis=2), axis=1)
-    np.testing.assert_array_equal(found, points[order])
-    assert len(set(order)) == 50
-    assert Generated().of(image, target, np.random.default_rng(1), 1) is image
+    np.testing.assert_array_equal(found, points[rows])
+    assert len(set(rows)) == 50
+    same, rows = Generated().of(image, target, np.random.default_rng(1), 1)
+    assert same is image and np.all(rows == -1)
     # A fifth of the end points are exchanged after the first flow, a tenth after the second; all
     # are still there.
     for number, most in ((1, 10), (2, 5)):
         random = np.random.default_rng(1)
-        exchanged = Exchanged(0.2, Generated()).of(image, target, random, number)
+        exchanged, _ = Exchanged(0.2, Generated()).of(image, target, random, number)
         assert 0 < np.sum(np.any(exchanged != image, axis=1)) <= most
         np.testing.assert_array_equal(np.sort(exchanged, axis=0), np.sort(image, axis=0))
-    whole = Rematched(batch_size=60).of(points[::-1] + 1e-4, target, np.random.default_rng(1), 1)
+    whole, rows = Rematched(batch_size=60).of(
+        points[::-1] + 1e-4, target, np.random.default_rng(1), 1
+    )
     np.testing.assert_array_equal(whole, points[::-1])
+    np.testing.assert_array_equal(rows, np.arange(60)[::-1])
+
+
+def test_what_is_held_out_is_in_no_pair_of_training():
+    rng = np.random.default_rng(0)
+    points = [rng.normal(size=(100, 2)).astype(np.float32) for _ in range(2)]
+    samples = [Sample(p, np.full(100, 1 / 100)) for p in points]
+    found = db.fit_map(*points, "affine")
+    for share in (0.2, 0.0):
+        source, target = (Parts.of(s, share, rng) for s in samples)
+        pairs, held = reflowed(found, source, target, Rematched(), rng, 1)
+        for side, part in ((pairs.x, source), (pairs.y, target)):
+            seen = {tuple(row) for row in np.asarray(side).tolist()}
+            assert not seen & {tuple(row) for row in part.held_out.points.tolist()}
+            assert seen <= {tuple(row) for row in part.whole.points.tolist()}
+        assert (held is None) == (share == 0)
 
 
 @pytest.mark.slow
