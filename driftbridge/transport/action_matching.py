@@ -18,14 +18,7 @@ from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import TransportMap, as_dtype
 from driftbridge.transport.c_rectified import scalar_network
 from driftbridge.transport.diffusion_map import DiffusionMap
-from driftbridge.transport.flow import (
-    HELD_OUT_POOL,
-    POOL,
-    Flow,
-    account_of,
-    even_times,
-    split,
-)
+from driftbridge.transport.flow import Flow, Parts, account_of, even_times
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.marginal_path import Lines, MarginalPath
 from driftbridge.transport.mccann import McCann, mccann
@@ -65,7 +58,7 @@ class ActionLoss(Objective):
     - `path`: draws of all times; `form`: a potential without a network; `scale`: a speed, the unit
       of the loss; `weight`: of the times.
 
-    Neklyudov, Brekelmans, Severo and Makhzani (2023), arXiv 2210.06662, equation 5.
+    Neklyudov, Brekelmans, Severo and Makhzani (2023), arXiv 2210.06662.
     """
 
     path: MarginalPath
@@ -104,7 +97,7 @@ class EntropicActionLoss(ActionLoss):
 
     Adds `epsilon / 2` times the Laplacian of `s`, by one random direction for each draw.
 
-    Neklyudov et al. (2023), arXiv 2210.06662, section 3.1.
+    Neklyudov et al. (2023), arXiv 2210.06662, "Entropic action matching".
     """
 
     def density(
@@ -130,7 +123,7 @@ class ActionMatching(Flow):
 
     **Arguments:**
 
-    - `coupling`, `training`, `num_steps`, `scheme`: as of `Flow`.
+    - `coupling`, `held_out`, `training`, `num_steps`, `scheme`: as of `Flow`.
     - `network`: an architecture, or a network that returns `(n, 1)`; its activation must have two
       derivatives.
     - `epsilon`: `>= 0`, volatility of the process.
@@ -163,9 +156,10 @@ class ActionMatching(Flow):
         form = Potential(base, None, *(as_dtype(number, dtype) for number in numbers))
         loss = ActionLoss if self.epsilon == 0 else EntropicActionLoss
         objective, held_out = (
-            loss(path, form, as_dtype(ready.scale, dtype), self.weight)
+            path and loss(path, form, as_dtype(ready.scale, dtype), self.weight)
             for path in (ready.path, ready.held_out)
         )
+        assert objective is not None
         network = scalar_network(self.network, source.points, fold_in(key, 4))
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         field = GradientField(with_network(form, trained.model))
@@ -181,30 +175,33 @@ class ActionMatching(Flow):
     def _ready(self, source: Sample, target: Sample, key: Key[Array, ""], ratio: float) -> "Ready":
         """Paths to train on and to hold out, and what is known of them."""
         random, dtype = host_generator(fold_in(key, 0)), source.points.dtype
-        (source, source_held), (target, target_held) = (split(s, random) for s in (source, target))
+        begins, ends = (Parts.of(sample, self.held_out, random) for sample in (source, target))
         if self.path is not None:
-            path = held_out = self.path
+            path, held_out = self.path, self.path if self.held_out > 0 else None
         else:
-            coupling = self._coupling(source, target, POOL, fold_in(key, 1))
-            held = self._coupling(source_held, target_held, HELD_OUT_POOL, fold_in(key, 3))
-            path, held_out = (Lines(pairs, as_dtype(ratio, dtype)) for pairs in (coupling, held))
+            path, held_out = (
+                None if pairs is None else Lines(pairs, as_dtype(ratio, dtype))
+                for pairs in self._couplings(begins, ends, fold_in(key, 1))
+            )
+        assert path is not None
+        test = (begins.held_out if self.held_out > 0 else source).points
         x, y = (np.asarray(side, np.float64) for side in _ends(path, fold_in(key, 2)))
         # The base knows of lines between pairs all but their spread; of other paths it knows less.
         spread, size = (float(np.sqrt(np.mean(v))) for v in (np.var(y - x, axis=0), (y - x) ** 2))
         scale = max(spread, size / 100 if self.path is None else size) or 1.0
-        return Ready(path, held_out, source, target, source_held.points, x, y, scale)
+        return Ready(path, held_out, begins.kept, ends.kept, test, x, y, scale)
 
 
 class Ready(NamedTuple):
     """What a fit begins with.
 
-    - `path`, `held_out`: to train on and to hold out.
-    - `source`, `target`: without the points held out; `test`: those of the source.
+    - `path`, `held_out`: to train on and to hold out, None where nothing is.
+    - `source`, `target`: without the points held out; `test`: those of the source, or all.
     - `x`, `y`: draws of the path's ends that go together; `scale`: a speed, in a coordinate.
     """
 
     path: MarginalPath
-    held_out: MarginalPath
+    held_out: MarginalPath | None
     source: Sample
     target: Sample
     test: Float[np.ndarray, "n dim"]

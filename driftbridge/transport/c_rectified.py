@@ -34,7 +34,7 @@ class FenchelYoung(Objective):
     on the same lines. The model is the network of the potential.
 
     Liu (2022), "Rectified flow: a marginal preserving approach to optimal transport", arXiv
-    2209.14577, equation 15.
+    2209.14577.
     """
 
     coupling: Coupling
@@ -77,7 +77,7 @@ class CRectified(Rectified):
     `(n, 1)` and whose activation has two derivatives. `cost_k` of `T.fit.numbers` is the mean of
     `c(T(x) - x)` on held-out points.
 
-    Liu (2022), arXiv 2209.14577, section 4; Hertrich, Chambolle and Delon (2025).
+    Liu (2022), arXiv 2209.14577; Hertrich, Chambolle and Delon (2025).
     """
 
     name: ClassVar[str] = "c_rectified"

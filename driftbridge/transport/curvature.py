@@ -111,7 +111,7 @@ class MinimalCurvature(Method):
     **Raises:** `ValueError` for a negative penalty.
 
     Lee, Kim and Ye (2023), "Minimizing trajectory curvature of ODE-based generative models", arXiv
-    2301.12003, equation 12.
+    2301.12003.
     """
 
     name: ClassVar[str] = "curvature"
@@ -177,7 +177,7 @@ def curvature(found: FlowMap, x: Any) -> float:
     `E int |v(t, x_t)|^2 dt - E |x_1 - x_0|^2`, by the solver of the map. **Arguments:** `x`: points
     of the source `(n, dim)`.
 
-    Lee, Kim and Ye (2023), arXiv 2301.12003, equation 5.
+    Lee, Kim and Ye (2023), arXiv 2301.12003.
     """
     return float(_curvature(found, jnp.asarray(x, found.dtype)))
 
@@ -186,7 +186,7 @@ def squared_energy_distance(x: Float[Array, "n dim"], y: Float[Array, "n dim"]) 
     """`2 E |x - y| - E |x - x'| - E |y - y'|` over distinct points: without bias, 0 in the mean for
     one law.
 
-    Székely and Rizzo (2013), equation 2.1.
+    Székely and Rizzo (2013), Journal of Statistical Planning and Inference 143.
     """
     n = x.shape[0]
     within = n * (n - 1)

@@ -49,7 +49,7 @@ def gaussian_action(
     - `delta`: `> 0`; infinite for no growth, where the constant `a` is arbitrary and given as 0.
     - `epsilon`: `>= 0`, the volatility.
 
-    Neklyudov et al. (2023), arXiv 2210.06662, sections 2 and 3, for Gaussians.
+    Neklyudov et al. (2023), arXiv 2210.06662, for Gaussians.
     """
     covariance = np.asarray(covariance, np.float64)
     values, vectors = np.linalg.eigh(covariance)

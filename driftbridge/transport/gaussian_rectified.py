@@ -59,7 +59,7 @@ def c_rectified_gaussians(
     As `rectified_gaussians`, with the best gradient field: `v(t, x) = G_t x` with `G_t` symmetric,
     `G_t S_t + S_t G_t = A_t + A_t'`. The rounds tend to the optimal map.
 
-    Liu (2022), arXiv 2209.14577, equation 15.
+    Liu (2022), arXiv 2209.14577.
     """
     return _rounds(source, target, rounds, cross, num_steps, projection)
 

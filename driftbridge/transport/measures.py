@@ -106,5 +106,5 @@ def part_of(sample: Sample, rows: np.ndarray) -> Sample:
     """Some points with their weights; equal ones where all weight is on the others."""
     weights = sample.weights[rows]
     total = weights.sum()
-    weights = weights / total if total > 0 else np.full(len(rows), 1 / len(rows))
+    weights = weights / total if total > 0 else np.full(len(rows), 1 / max(len(rows), 1))
     return Sample(sample.points[rows], weights)

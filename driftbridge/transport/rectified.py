@@ -8,25 +8,24 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.assignment import assign, squared_distances
-from driftbridge.transport.base import Fit, as_dtype
+from driftbridge.transport.base import Fit, TransportMap, as_dtype
 from driftbridge.transport.convex_cost import ConvexCost, HalfSquare
 from driftbridge.transport.couplings import Coupling, Paired
 from driftbridge.transport.flow import (
     BATCH,
-    HELD_OUT_POOL,
     POOL,
     Flow,
     FlowMatching,
+    Parts,
     account_of,
     check_width,
-    split,
     spread_of,
 )
 from driftbridge.transport.flow_map import FlowMap
@@ -36,24 +35,37 @@ from driftbridge.transport.networks import Architecture
 from driftbridge.transport.optimality import mean_cost, optimality_gap
 from driftbridge.transport.points import Sample
 
+Ends = tuple[Float[np.ndarray, "n dim"], Int[np.ndarray, " n"]]
+
 
 class Endpoints(eqx.Module):
     """What a source point is paired with in the next round."""
 
     @abc.abstractmethod
     def of(
-        self, image: Float[np.ndarray, "n dim"], target: Sample, random: np.random.Generator
-    ) -> Float[np.ndarray, "n dim"]:
-        """End points for source points whose images under the last flow are given."""
+        self,
+        image: Float[np.ndarray, "n dim"],
+        target: Sample,
+        random: np.random.Generator,
+        number: int,
+    ) -> Ends:
+        """End points for source points whose images under the last flow are given, and their rows.
+
+        `number` counts the flows so far, from 1. A row is -1 where the point is none of the target.
+        """
 
 
 class Generated(Endpoints):
     """The images themselves; what a round gets wrong about the target, the next one keeps."""
 
     def of(
-        self, image: Float[np.ndarray, "n dim"], target: Sample, random: np.random.Generator
-    ) -> Float[np.ndarray, "n dim"]:
-        return image
+        self,
+        image: Float[np.ndarray, "n dim"],
+        target: Sample,
+        random: np.random.Generator,
+        number: int,
+    ) -> Ends:
+        return image, np.full(len(image), -1)
 
 
 class Rematched(Endpoints):
@@ -67,15 +79,52 @@ class Rematched(Endpoints):
     batch_size: int = eqx.field(static=True, default=BATCH)
 
     def of(
-        self, image: Float[np.ndarray, "n dim"], target: Sample, random: np.random.Generator
-    ) -> Float[np.ndarray, "n dim"]:
-        points = target.points[_rows(target, len(image), random)]
-        found = np.empty_like(image)
+        self,
+        image: Float[np.ndarray, "n dim"],
+        target: Sample,
+        random: np.random.Generator,
+        number: int,
+    ) -> Ends:
+        rows = _rows(target, len(image), random)
         for start in range(0, len(image), self.batch_size):
             part = slice(start, start + self.batch_size)
-            costs = squared_distances(image[part], points[part])
-            found[part] = points[part][assign(costs)]
-        return found
+            costs = squared_distances(image[part], target.points[rows[part]])
+            rows[part] = rows[part][assign(costs)]
+        return target.points[rows], rows
+
+
+class Exchanged(Endpoints):
+    """The end points of others, some of which are exchanged at random.
+
+    A `share / 2^(k - 1)` of the pairs after flow `k` gets the end points of one another. The laws
+    of both ends stay as they are, but lines now run between parts of the support that were not
+    connected, so that a round can pair them better; the shares have a finite sum, so that the cost
+    they add does not stay.
+
+    **Arguments:** `share`: in `(0, 1]`; `endpoints`: `Rematched()` or `Generated()`.
+
+    Hertrich, Chambolle and Delon (2025), who add noise to a Gaussian source instead.
+    """
+
+    share: float = 0.2
+    endpoints: Endpoints = Rematched()
+
+    def __check_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1]; got {self.share}.")
+
+    def of(
+        self,
+        image: Float[np.ndarray, "n dim"],
+        target: Sample,
+        random: np.random.Generator,
+        number: int,
+    ) -> Ends:
+        points, rows = self.endpoints.of(image, target, random, number)
+        count = round(self.share / 2 ** (number - 1) * len(rows))
+        chosen, order = random.choice(len(rows), count, replace=False), np.arange(len(rows))
+        order[chosen] = random.permutation(chosen)
+        return points[order], rows[order]
 
 
 class Rectified(Flow):
@@ -89,16 +138,17 @@ class Rectified(Flow):
     cost: between Gaussians with covariances that do not commute it stays above the optimal cost for
     ever, where the support is disconnected any pairs whose lines do not meet stay as they are, and
     `x1 = -x0` has a loss of zero. `optimality_gap` of `T.fit.numbers` is independent of the loss.
-    Optimal pairs in minibatches to begin with, the default, are the best remedy; `CRectified` is
-    another.
+    Optimal pairs in minibatches to begin with, the default, are the best remedy; gradient fields
+    (`CRectified`) and end points that are exchanged between rounds (`Exchanged`) are others.
 
     **Arguments:**
 
-    - `coupling`, `network`, `training`, `num_steps`, `scheme`: as of `Flow`; `training` is that of
-      a round, and each round starts with the network of the last. A checkpoint has the number of
-      the round added to its name.
+    - `coupling`, `held_out`, `network`, `training`, `num_steps`, `scheme`: as of `Flow`; `training`
+      is that of a round, and each round starts with the network of the last. A checkpoint has the
+      number of the round added to its name.
     - `rounds`: flows that are fitted, `>= 1`; one is `Flow`.
-    - `endpoints`: `Rematched()` pairs images with data again, `Generated()` does not.
+    - `endpoints`: `Rematched()` pairs images with data again, `Generated()` does not; `Exchanged()`
+      leaves fixed points of zero loss.
     - `base`: the field that the network is added to, a function of the moments of source and target
       and a dtype; `translation` knows only the means.
 
@@ -123,29 +173,26 @@ class Rectified(Flow):
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> FlowMap:
         start = time.perf_counter()
         random = host_generator(fold_in(key, 0))
-        halves = [split(sample, random) for sample in (source, target)]
-        (source, source_held), (target, target_held) = halves
-        coupling = self._coupling(source, target, POOL, fold_in(key, 1))
-        held = self._coupling(source_held, target_held, HELD_OUT_POOL, fold_in(key, 3))
-        base = self.base(*gaussians(source, target), source.points.dtype)
+        begins, ends = (Parts.of(sample, self.held_out, random) for sample in (source, target))
+        coupling, held = self._couplings(begins, ends, fold_in(key, 1))
+        base = self.base(*gaussians(begins.kept, ends.kept), source.points.dtype)
         model = self._network(source.points, fold_in(key, 4))
         first = self._objective(coupling, base, fold_in(key, 2))
+        test = (begins.held_out if self.held_out > 0 else source).points
         numbers, found = {}, None
         for k in range(self.rounds):
             if found is not None:
-                coupling = reflowed(found, source, target, POOL, self.endpoints, random)
-                held = reflowed(
-                    found, source_held, target_held, HELD_OUT_POOL, self.endpoints, random
-                )
-            objective, held_out = (on_pairs(first, pairs) for pairs in (coupling, held))
+                coupling, held = reflowed(found, begins, ends, self.endpoints, random, k)
+            objective = on_pairs(first, coupling)
+            held_out = None if held is None else on_pairs(first, held)
             training = of_round(self.training, k + 1)
             trained = train(objective, model, fold_in(key, 5 + k), training, held_out)
             model = trained.model
             account = account_of(self.name, trained, time.perf_counter() - start)
             found = FlowMap(account, first.field(model), base.shift, self.num_steps, self.scheme)
-            places = source_held.points, np.asarray(found(source_held.points))
-            numbers[f"cost_{k + 1}"] = mean_cost(*places, self._cost)
-            numbers["optimality_gap"] = optimality_gap(*places, self._cost)
+            image = np.asarray(found(test))
+            numbers[f"cost_{k + 1}"] = mean_cost(test, image, self._cost)
+            numbers["optimality_gap"] = optimality_gap(test, image, self._cost)
             if trained.status == "diverged":
                 break
         assert found is not None
@@ -175,17 +222,28 @@ def of_round(training: Training, number: int) -> Training:
 
 
 def reflowed(
-    found: FlowMap,
-    source: Sample,
-    target: Sample,
-    pool: int,
+    found: TransportMap,
+    source: Parts,
+    target: Parts,
     endpoints: Endpoints,
     random: np.random.Generator,
-) -> Paired:
-    """Pairs of source points, in a fresh order, with the end points of their paths."""
-    rows = _rows(source, pool * BATCH, random)
-    image = np.asarray(found(source.points))[rows]
-    return Paired(source.points[rows], endpoints.of(image, target, random))
+    number: int,
+) -> tuple[Paired, Paired | None]:
+    """Pairs of source points, in a fresh order, with the end points of their paths: those without
+    points that are held out, and those with."""
+    rows = _rows(source.whole, POOL * BATCH, random)
+    image = np.asarray(found(source.whole.points))[rows]
+    ends, columns = endpoints.of(image, target.whole, random, number)
+    held = np.isin(rows, source.rows) | np.isin(columns, target.rows)
+    # Sizes that depend on the numbers alone, so that programs serve other data.
+    kept = [1 - len(part.rows) / len(part.whole.points) for part in (source, target)]
+    size = round(kept[0] * kept[1] * len(rows))
+    without, within = (np.flatnonzero(~held), size), (np.flatnonzero(held), len(rows) - size)
+    pairs = [
+        Paired(source.whole.points[rows[at]], ends[at])
+        for at in (np.resize(*chosen) for chosen in (without, within) if len(chosen[0]))
+    ]
+    return pairs[0], pairs[1] if len(pairs) > 1 else None
 
 
 def translation(*arguments: Any) -> McCann:

@@ -28,7 +28,8 @@ class UnbalancedActionLoss(ActionLoss):
     The laws of the path are positive measures. Velocity `grad s` and growth `s / delta^2` move them
     at the least `int (|v|^2 + delta^2 g^2) rho / 2`.
 
-    Neklyudov et al. (2023), arXiv 2210.06662, section 3.2, with a length `delta` for their 1.
+    Neklyudov et al. (2023), arXiv 2210.06662, "Unbalanced action matching", with a length
+    `delta` for their 1.
     """
 
     delta: Float[Array, ""] = dataclasses.field(kw_only=True)
@@ -81,7 +82,7 @@ class UnbalancedActionMatching(ActionMatching):
 
     **Raises:** `ValueError` for numbers outside their range.
 
-    Neklyudov et al. (2023), arXiv 2210.06662, section 3.2.
+    Neklyudov et al. (2023), arXiv 2210.06662, "Unbalanced action matching".
     """
 
     name: ClassVar[str] = "unbalanced_action"
@@ -106,9 +107,10 @@ class UnbalancedActionMatching(ActionMatching):
         form = quadratic_potential(base, unit, *moments, cross, rate, delta=delta)
         scale, length = (as_dtype(number, dtype) for number in (ready.scale, delta))
         objective, held_out = (
-            UnbalancedActionLoss(path, form, scale, self.weight, delta=length)
+            path and UnbalancedActionLoss(path, form, scale, self.weight, delta=length)
             for path in (ready.path, ready.held_out)
         )
+        assert objective is not None
         network = scalar_network(self.network, source.points, fold_in(key, 4))
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         found = WeightedFlowMap(

@@ -36,7 +36,7 @@ def wfr_diracs(
     **Arguments:** `x`, `y`: `(dim,)`, or `(n, dim)` for many; masses `>= 0`; `delta > 0`.
 
     Chizat, Peyré, Schmitzer and Vialard (2018), "An interpolating distance between optimal
-    transport and Fisher-Rao metrics", theorem 4.1; Liero, Mielke and Savaré (2018), section 8.
+    transport and Fisher-Rao metrics"; Liero, Mielke and Savaré (2018), arXiv 1508.07941.
     """
     first, second = (np.asarray(m, np.float64) for m in (source_mass, target_mass))
     if not 0 < delta < np.inf or np.any(first < 0) or np.any(second < 0):
@@ -71,7 +71,7 @@ def travelled(
     Masses must be positive, one of the two at least. Pairs farther apart than `pi delta` take the
     path of the angle `pi / 2`, stretched so that it ends at `y`: no shortest one.
 
-    Liero, Mielke and Savaré (2018), arXiv 1508.07941, section 8.2; Chizat et al. (2018), section 4.
+    Liero, Mielke and Savaré (2018), arXiv 1508.07941; Chizat et al. (2018).
     """
     moved = y - x
     distance = jnp.sqrt(jnp.sum(moved**2, axis=1))

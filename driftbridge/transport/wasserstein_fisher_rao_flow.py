@@ -148,8 +148,8 @@ class WassersteinFisherRao(Method):
 
     **Raises:** `ValueError` for numbers outside their range.
 
-    "Wasserstein-Fisher-Rao flow matching" (ICLR 2026); the plan: Liero, Mielke and Savaré (2018),
-    arXiv 1508.07941, theorem 6.3; Chizat et al. (2018), arXiv 1607.05816.
+    Peng et al. (2026), arXiv 2601.06810; the plan: Liero, Mielke and Savaré (2018), arXiv
+    1508.07941; Chizat et al. (2018), arXiv 1607.05816.
     """
 
     name: ClassVar[str] = "wasserstein_fisher_rao"

@@ -77,7 +77,7 @@ def reach_plan(
     `2 delta^2` times its value is the squared distance of the two weighted samples; the plan has a
     blur of `epsilon`.
 
-    Liero, Mielke and Savaré (2018), arXiv 1508.07941, theorem 6.3.
+    Liero, Mielke and Savaré (2018), arXiv 1508.07941.
     """
     n, m = len(x), len(y)
     return unbalanced_sinkhorn(

@@ -16,6 +16,7 @@ from driftbridge.transport.base import Fit
 from driftbridge.transport.c_rectified import CRectified, FenchelYoung
 from driftbridge.transport.convex_cost import HalfSquare, Power
 from driftbridge.transport.couplings import Independent, Paired
+from driftbridge.transport.flow import Parts
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.gaussian_rectified import c_rectified_gaussians, rectified_gaussians
 from driftbridge.transport.mccann import mccann
@@ -23,7 +24,14 @@ from driftbridge.transport.measures import Moments
 from driftbridge.transport.optimality import optimality_gap
 from driftbridge.transport.points import Sample
 from driftbridge.transport.potential import GradientField, Potential, derivatives, laplacian
-from driftbridge.transport.rectified import Generated, Rectified, Rematched, translation
+from driftbridge.transport.rectified import (
+    Exchanged,
+    Generated,
+    Rectified,
+    Rematched,
+    reflowed,
+    translation,
+)
 
 SOURCE, TARGET = np.diag([1.0, 0.2]), np.array([[1.0, 0.9], [0.9, 1.5]])
 # Between these two; plain rectified flow stops at the other.
@@ -296,17 +304,67 @@ def test_end_points_are_data_or_images(x64):
     points = rng.normal(size=(60, 2))
     target = Sample(points, np.full(60, 1 / 60))
     image = rng.permutation(points)[:50] + 1e-4
-    found = Rematched(batch_size=25).of(image, target, np.random.default_rng(1))
+    found, rows = Rematched(batch_size=25).of(image, target, np.random.default_rng(1), 1)
     # Each end point is one of the data, none twice.
-    order = np.argmin(np.sum((found[:, None] - points[None]) ** 2, axis=2), axis=1)
-    np.testing.assert_array_equal(found, points[order])
-    assert len(set(order)) == 50
-    assert Generated().of(image, target, np.random.default_rng(1)) is image
-    whole = Rematched(batch_size=60).of(points[::-1] + 1e-4, target, np.random.default_rng(1))
+    np.testing.assert_array_equal(found, points[rows])
+    assert len(set(rows)) == 50
+    same, rows = Generated().of(image, target, np.random.default_rng(1), 1)
+    assert same is image and np.all(rows == -1)
+    # A fifth of the end points are exchanged after the first flow, a tenth after the second; all
+    # are still there.
+    for number, most in ((1, 10), (2, 5)):
+        random = np.random.default_rng(1)
+        exchanged, _ = Exchanged(0.2, Generated()).of(image, target, random, number)
+        assert 0 < np.sum(np.any(exchanged != image, axis=1)) <= most
+        np.testing.assert_array_equal(np.sort(exchanged, axis=0), np.sort(image, axis=0))
+    whole, rows = Rematched(batch_size=60).of(
+        points[::-1] + 1e-4, target, np.random.default_rng(1), 1
+    )
     np.testing.assert_array_equal(whole, points[::-1])
+    np.testing.assert_array_equal(rows, np.arange(60)[::-1])
+
+
+def test_what_is_held_out_is_in_no_pair_of_training():
+    rng = np.random.default_rng(0)
+    points = [rng.normal(size=(100, 2)).astype(np.float32) for _ in range(2)]
+    samples = [Sample(p, np.full(100, 1 / 100)) for p in points]
+    found = db.fit_map(*points, "affine")
+    for share in (0.2, 0.0):
+        source, target = (Parts.of(s, share, rng) for s in samples)
+        pairs, held = reflowed(found, source, target, Rematched(), rng, 1)
+        for side, part in ((pairs.x, source), (pairs.y, target)):
+            seen = {tuple(row) for row in np.asarray(side).tolist()}
+            assert not seen & {tuple(row) for row in part.held_out.points.tolist()}
+            assert seen <= {tuple(row) for row in part.whole.points.tolist()}
+        assert (held is None) == (share == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::driftbridge.transport.pairs.DataWarning")
+def test_exchanged_ends_leave_a_fixed_point_of_zero_loss():
+    """Pairs that pass one another cost 2.5 where the best cost .5, and training keeps them."""
+    rng = np.random.default_rng(0)
+    mode = np.arange(2000) % 2
+    x = (CENTRES[mode] + 0.05 * rng.normal(size=(2000, 2))).astype(np.float32)
+    y = (x + (ENDS - CENTRES)[mode]).astype(np.float32)
+    training = Training(num_steps=1500, learning_rate=5e-3, averaging=0.99)
+    found = {}
+    for endpoints in (Generated(), Exchanged(0.3)):
+        method = CRectified(
+            coupling=Paired(x, y), rounds=4, training=training, base=translation,
+            endpoints=endpoints,
+        )  # fmt: skip
+        found[type(endpoints)] = fit_numbers(db.fit_map(x, rng.permutation(y), method))
+    stays, leaves = found[Generated], found[Exchanged]
+    assert stays["held_out_loss"] < 1e-3 and stays["cost_4"] == pytest.approx(2.5, abs=0.05)
+    assert stays["optimality_gap"] > 0.6
+    costs = [leaves[f"cost_{k}"] for k in range(1, 5)]
+    assert np.all(np.diff(costs) < 0) and costs[3] < 1.9
 
 
 def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]; got 0"):
+        Exchanged(0.0)
     with pytest.raises(ValueError, match=r"rounds must be at least 1; got 0"):
         Rectified(rounds=0)
     with pytest.raises(ValueError, match=r"p must be above 1 and finite; got 1.0"):
