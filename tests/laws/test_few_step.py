@@ -230,6 +230,8 @@ def test_trained_jumps_reach_the_only_monotone_map(name):
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="multiple of num_segments; got 3 and 2"):
         ConsistencyFlow(num_steps=3)
+    with pytest.raises(ValueError, match=r"positive multiple of 2, .* got 3"):
+        FewStepMap(db.transport.base.Fit("test"), None, jnp.zeros(1), 3, 2)
     with pytest.raises(ValueError, match="gap must be in"):
         ConsistencyFlow(gap=1.5)
     with pytest.raises(ValueError, match="group at least 16; got 1 and 8"):

@@ -46,6 +46,10 @@ def test_land_is_the_inverse_local_variance(x64):
     assert np.allclose(metric(jnp.asarray(x)), expected, rtol=1e-8)
     # Far from all data only the floor is left.
     assert np.allclose(metric(jnp.full((1, 2), 50.0)), 1 / floor, rtol=1e-9)
+    # Left to itself, the bandwidth is as far as one in fifty of the points are.
+    own = Land().build(points, RANDOM)
+    away = np.linalg.norm(points[:, None] - points[None], axis=2)
+    assert np.allclose(own.bandwidth, np.median(np.sort(away, axis=1)[:, len(points) // 50]))
     # In other units of length, with the bandwidth in them too, it is the same.
     scaled = Land(3 * bandwidth, floor).build(3 * points + 1, RANDOM)
     assert np.allclose(scaled(jnp.asarray(3 * x + 1)), expected, rtol=1e-8)
