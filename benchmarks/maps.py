@@ -18,6 +18,7 @@ peer's error, else a tie.
 
 import sys
 import time
+import warnings
 
 import numpy as np
 
@@ -25,6 +26,7 @@ import driftbridge as db
 from benchmarks.map_peers import NEURAL, PEERS, quiet
 from benchmarks.map_problems import PROBLEMS, Problem
 from benchmarks.timing import machine, parser_of, record, verdict
+from driftbridge.transport import DataWarning
 from driftbridge.transport.comparison import compare
 from driftbridge.transport.report import MapReport
 
@@ -114,6 +116,7 @@ def main() -> int:
         "--neural", action="store_true", help="ott's neural dual and Monge gap too (flax; minutes)"
     )
     chosen = parser.parse_args()
+    warnings.simplefilter("ignore", DataWarning)
     if chosen.neural:
         PEERS.update(NEURAL)
     names = chosen.rows or (["malignant to benign"] if chosen.small else list(PROBLEMS))

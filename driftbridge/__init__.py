@@ -20,5 +20,7 @@ from driftbridge.targets.numpyro import from_numpyro as from_numpyro
 from driftbridge.transport.balancing import balance_weights as balance_weights
 from driftbridge.transport.base import TransportMap as TransportMap
 from driftbridge.transport.fit import fit_map as fit_map
+from driftbridge.transport.fit_path import fit_path as fit_path
+from driftbridge.transport.path import Path as Path
 
 __version__ = version("driftbridge")

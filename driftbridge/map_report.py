@@ -62,6 +62,11 @@ def _tiles(report: "MapReport") -> tuple[Tile, ...]:
     ]
     if report.round_trip is not None:
         tiles.append(Tile("Round trip", f"{report.round_trip:.1g}", "of the source's spread"))
+    if report.motion is not None:
+        steps = report.motion.steps
+        tiles.append(Tile("Curvature", f"{report.motion.curvature:.2g}", "0 for straight paths"))
+        tiles.append(Tile("Rotation", f"{report.motion.rotation:.2g}", "0 for gradient fields"))
+        tiles.append(Tile("Steps to 1 %", "many" if steps is None else str(steps), "of the solver"))
     return tuple(tiles)
 
 

@@ -279,8 +279,7 @@ def fit(
         str,
         typer.Option(
             help="auto, affine, selected, corrected, entropic, debiased, progressive, "
-            "rearrangement, "
-            "triangular, semidiscrete."
+            "rearrangement, triangular, semidiscrete, flow."
         ),
     ] = "auto",
     columns: Annotated[
@@ -313,6 +312,30 @@ def apply(
         from driftbridge.cli import transporting
 
         code = transporting.apply(saved, new, out, inverse)
+    raise typer.Exit(code)
+
+
+@app.command()
+def fit_path(
+    snapshots: Annotated[
+        list[Path], typer.Argument(help="Points at each time: CSV, Parquet, NPY, NPZ.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.npz) for the path.")],
+    times: Annotated[
+        str | None, typer.Option(help="Their times, as 0,1,3; 0,1,2,... if not set.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns to move, as a,b,c; all numeric ones if not set.")
+    ] = None,
+    means: Annotated[str, typer.Option(help="Curve of the means: spline or polygon.")] = "spline",
+    seed: Annotated[int, typer.Option(help="For pairs and training.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Fit a process through tables at several times, save it, and draw its trajectories."""
+    with readable(debug):
+        from driftbridge.cli import paths
+
+        code = paths.fit(snapshots, out, times, _names(columns), means, seed)
     raise typer.Exit(code)
 
 

@@ -11,7 +11,9 @@ from driftbridge import map_report
 from driftbridge.cli import data as files
 from driftbridge.cli.errors import CONVERGED, NOT_CONVERGED, CommandError
 from driftbridge.cli.printing import console, escaped
+from driftbridge.runtime.training import Training
 from driftbridge.transport.base import TransportMap
+from driftbridge.transport.flow import Flow
 from driftbridge.transport.pairs import DataWarning
 
 # A report needs this many rows on each side.
@@ -85,7 +87,8 @@ def fit(
     (x, x_test), (y, y_test) = (_split(r.points, held_out, seed) for r in (first, second))
     with warnings.catch_warnings():  # printed with the fit
         warnings.simplefilter("ignore", DataWarning)
-        fitted = db.fit_map(x, y, method, seed)
+        chosen = Flow(training=Training(progress=True)) if method == Flow.name else method
+        fitted = db.fit_map(x, y, chosen, seed)
     saved = fitted.save(out)
     _print_fit(fitted)
     is_new = x_test is not None and y_test is not None

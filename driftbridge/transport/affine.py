@@ -15,7 +15,9 @@ from driftbridge.transport.points import Sample
 # Share of every column's variance added to its diagonal entry: no slope exceeds the root of its
 # inverse, in directions where the source has no points.
 RIDGE = 1e-6
-DEFICIENT_RIDGE, RANK = 1e-2, 1e-12
+# Variance, in units of the columns', of directions in which a sample has none: those whose share of
+# the largest is below rounding.
+EMPTY, RANK = 1e-2, 1e-12
 
 
 class Bures(NamedTuple):
@@ -37,27 +39,25 @@ def gaussians(source: Sample, target: Sample) -> tuple[Moments, Moments]:
     """Moments of both samples, `1e-6` of each column's variance on the diagonals.
 
     The variance is the mean of both samples', so that a column that is constant in one of them has
-    a bounded slope, and columns of any units are treated alike. Where the columns of a sample that
-    vary are linearly dependent, as with fewer points than dimensions, it is `1e-2`: what new points
-    have in directions without data is stretched by at most ten.
+    a bounded slope, and columns of any units are treated alike. Directions in which the source has
+    no points, as with fewer of them than dimensions, get `1e-2`: what new points have there is
+    stretched by at most ten.
     """
     first, second = moments(source), moments(target)
     variances = (np.diagonal(first.covariance) + np.diagonal(second.covariance)) / 2
-    share = DEFICIENT_RIDGE if any(_is_deficient(m.covariance) for m in (first, second)) else RIDGE
-    ridge = np.diag(share * np.where(variances > 0, variances, 1.0))
-    first, second = (Moments(m.mean, m.covariance + ridge) for m in (first, second))
-    return first, second
+    scale = np.sqrt(np.where(variances > 0, variances, 1.0))
+    ridge = RIDGE * np.diag(scale**2)
+    filled = first.covariance + _empty(first.covariance, scale)
+    return Moments(first.mean, filled + ridge), Moments(second.mean, second.covariance + ridge)
 
 
-def _is_deficient(covariance: Float[np.ndarray, "dim dim"]) -> bool:
-    """Whether columns that vary are linearly dependent."""
-    spread = np.sqrt(np.diagonal(covariance))
-    varies = spread > 1e-7 * spread.max(initial=0.0)
-    if not varies.any():
-        return False
-    part = covariance[np.ix_(varies, varies)] / np.outer(spread[varies], spread[varies])
-    values = np.linalg.eigvalsh(part)
-    return bool(values[0] < RANK * values[-1])
+def _empty(
+    covariance: Float[np.ndarray, "dim dim"], scale: Float[np.ndarray, " dim"]
+) -> Float[np.ndarray, "dim dim"]:
+    """A covariance of the directions in which another has nothing, in units of the columns."""
+    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
+    empty = vectors[:, values <= RANK * max(values[-1], 0.0)]
+    return EMPTY * np.outer(scale, scale) * (empty @ empty.T)
 
 
 def bures(source: Float[np.ndarray, "dim dim"], target: Float[np.ndarray, "dim dim"]) -> Bures:

@@ -9,24 +9,37 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from driftbridge.runtime.keys import as_key, host_generator
+from driftbridge.transport.action_matching import ActionMatching
 from driftbridge.transport.affine import Affine
 from driftbridge.transport.base import Method, TransportMap
+from driftbridge.transport.c_rectified import CRectified
+from driftbridge.transport.consistency import ConsistencyFlow
+from driftbridge.transport.curvature import MinimalCurvature
 from driftbridge.transport.entropic import Corrected, Debiased, Entropic
 from driftbridge.transport.flow import Flow
+from driftbridge.transport.interpolant import Interpolant
+from driftbridge.transport.jko import JKO
 from driftbridge.transport.measures import moments
+from driftbridge.transport.metric_flow import MetricFlow
+from driftbridge.transport.moment_matching import InductiveMomentMatching
 from driftbridge.transport.pairs import POINTS_PER_DIM, DataWarning, Pair, effective_size, pair_of
 from driftbridge.transport.points import Sample
 from driftbridge.transport.progressive import Progressive
 from driftbridge.transport.rearrangement import Rearrangement
+from driftbridge.transport.rectified import Rectified
 from driftbridge.transport.selection import Selected
 from driftbridge.transport.semidiscrete_map import Semidiscrete
 from driftbridge.transport.triangular import Triangular
+from driftbridge.transport.unbalanced_action_matching import UnbalancedActionMatching
+from driftbridge.transport.wasserstein_fisher_rao_flow import WassersteinFisherRao
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         Affine, Selected, Corrected, Entropic, Debiased, Progressive, Rearrangement, Triangular,
-        Semidiscrete, Flow,
+        Semidiscrete, Flow, Interpolant, Rectified, CRectified, ActionMatching,
+        UnbalancedActionMatching, MinimalCurvature, WassersteinFisherRao, MetricFlow,
+        ConsistencyFlow, InductiveMomentMatching, JKO,
     )
 }  # fmt: skip
 AUTO = "auto"
@@ -52,8 +65,11 @@ def fit_map(
 
     - `x`, `y`: samples of source and target, arrays `(n, dim)` and `(m, dim)` or data frames with
       the same columns; the columns are kept.
-    - `method`: a name (`affine`, `selected`, `corrected`, `entropic`, `debiased`, `progressive`,
-      `rearrangement`, `triangular`, `semidiscrete`) or a method object such as
+    - `method`: a name (static maps: `affine`, `selected`, `corrected`, `entropic`, `debiased`,
+      `progressive`, `rearrangement`, `triangular`, `semidiscrete`; learned ones: `flow`,
+      `interpolant`, `rectified`, `c_rectified`, `action`, `unbalanced_action`, `curvature`,
+      `wasserstein_fisher_rao`, `metric`, `consistency`, `moment_matching`, `jko`) or a method
+      object such as
       `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine` where there are fewer
       than five points a dimension or a covariance is singular, `rearrangement` in one dimension,
       else `selected`: the corrected entropic map at a regularisation that held-out points choose.

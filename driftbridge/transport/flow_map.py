@@ -37,6 +37,13 @@ class Residual(eqx.Module):
         return self.base.velocity_of(start) + self.scale * learned
 
 
+class Still(eqx.Module):
+    """The network that adds nothing."""
+
+    def __call__(self, t: Times, x: Float[Array, "n dim"], condition: Any = None):
+        return jnp.zeros_like(x)
+
+
 class FlowMap(Dynamic, HasDensity):
     """`T(x)` is where `dx/dt = v(t, x)` carries `x` from time 0 to time 1.
 

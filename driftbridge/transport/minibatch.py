@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.assignment import assign, squared_distances
@@ -79,6 +79,26 @@ class MinibatchOT(TableCoupling):
         columns = np.take_along_axis(columns.reshape(pool, batch_size), chosen, axis=1)
         self.pool_rows, self.pool_columns = indices(rows), indices(columns.reshape(-1))
         self.status = f"{unsolved} of {pool} batches stalled" if unsolved else "converged"
+
+    def split(
+        self, rows: Int[np.ndarray, " k"], columns: Int[np.ndarray, " l"]
+    ) -> tuple["MinibatchOT", "MinibatchOT"]:
+        """The pairs without, and those with, certain rows of `x` or of `y`: to train on, to test.
+
+        **Arguments:** `rows`, `columns`: numbers of points that training must not see.
+        """
+        held = np.isin(np.asarray(self.pool_rows), rows)
+        held |= np.isin(np.asarray(self.pool_columns), columns)
+        # Sizes that depend on the numbers alone, so that programs serve other data: a few pairs
+        # more or less than there are.
+        share = (1 - len(rows) / len(self.x)) * (1 - len(columns) / len(self.y))
+        size = round(share * len(held))
+        return self._with(~held, size), self._with(held, len(held) - size)
+
+    def _with(self, chosen: Bool[np.ndarray, " pairs"], size: int) -> "MinibatchOT":
+        pairs = (np.asarray(pool)[chosen] for pool in (self.pool_rows, self.pool_columns))
+        resized = tuple(indices(np.resize(numbers, size)) for numbers in pairs)
+        return eqx.tree_at(lambda c: (c.pool_rows, c.pool_columns), self, resized)
 
     @property
     def cost(self) -> float:

@@ -21,7 +21,15 @@ from driftbridge.runtime.products import product
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.base import Times
 
-Activation = Callable[[Array], Array]
+# By name, so that a saved network needs nothing but this package.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+    "selu": jax.nn.selu,
+    "relu": jax.nn.relu,
+}
 
 
 class Architecture(eqx.Module):
@@ -41,20 +49,22 @@ class Layers(eqx.Module):
 
     weights: tuple[Float[Array, "_ _"], ...]
     biases: tuple[Float[Array, " _"], ...]
-    activation: Activation = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
 
     def __call__(self, h: Float[Array, "n _"]) -> Float[Array, "n _"]:
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             h = product(h, weight) + bias[None]
-            h = h if i == last else self.activation(h)
+            h = h if i == last else ACTIVATIONS[self.activation](h)
         return h
 
 
 def layers(
-    key: Key[Array, ""], sizes: tuple[int, ...], activation: Activation, dtype: Any, zero: bool
+    key: Key[Array, ""], sizes: tuple[int, ...], activation: str, dtype: Any, zero: bool
 ) -> Layers:
     """Layers of the sizes given, drawn on the host, where nothing compiles."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}.")
     random, weights = host_generator(key), []
     for num_in, num_out in itertools.pairwise(sizes):
         weights.append(random.normal(size=(num_in, num_out)) / np.sqrt(num_in))
@@ -65,7 +75,7 @@ def layers(
     return Layers(tuple(placed[0]), tuple(placed[1]), activation)
 
 
-def time_features(t: Float[Array, "..."], num_waves: int) -> Float[Array, "*n _"]:
+def time_features(t: Float[Array, "*n"], num_waves: int) -> Float[Array, "*n _"]:
     """`t - 1/2`, and the first cosines and sines of `pi k t`."""
     waves = [f(np.pi * k * t) for k in range(1, num_waves + 1) for f in (jnp.cos, jnp.sin)]
     return jnp.stack([t - 0.5, *waves], axis=-1)
@@ -89,13 +99,14 @@ class MLP(Architecture):
     **Arguments:**
 
     - `width`, `depth`: units of a hidden layer, and how many there are.
-    - `activation`: a function; smooth ones learn transport better than `relu`.
+    - `activation`: "silu", "gelu", "softplus", "tanh", "selu" or "relu"; potentials need one of
+      the first four, which have two derivatives.
     - `num_waves`: frequencies of time among the inputs.
     """
 
     width: int = eqx.field(static=True, default=64)
     depth: int = eqx.field(static=True, default=3)
-    activation: Activation = eqx.field(static=True, default=jax.nn.silu)
+    activation: str = eqx.field(static=True, default="silu")
     num_waves: int = eqx.field(static=True, default=1)
 
     def build(self, key: Key[Array, ""], num_in: int, num_out: int, dtype: Any) -> "Perceptron":
@@ -126,7 +137,7 @@ class ResidualMLP(Architecture):
 
     width: int = eqx.field(static=True, default=64)
     num_blocks: int = eqx.field(static=True, default=2)
-    activation: Activation = eqx.field(static=True, default=jax.nn.silu)
+    activation: str = eqx.field(static=True, default="silu")
     num_waves: int = eqx.field(static=True, default=1)
 
     def build(self, key: Key[Array, ""], num_in: int, num_out: int, dtype: Any) -> "Blocks":

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import as_key
-from driftbridge.transport.base import Cost, Fit, Invertible, TransportMap
+from driftbridge.transport.base import Cost, Dynamic, Fit, Invertible, TransportMap
 from driftbridge.transport.comparison import Comparison, compare
 from driftbridge.transport.exact import optimal_coupling
+from driftbridge.transport.motion import Motion, motion
 from driftbridge.transport.pairs import pair_of
 from driftbridge.transport.points import as_rows
 
@@ -47,6 +48,7 @@ class MapReport:
       would cost, on at most 500 of the points, where the map itself costs `cost_there`.
     - `round_trip`: root mean square of `T^{-1}(T(x)) - x` over the root mean square of `x` about
       its mean; None without an inverse, NaN where a point could not be inverted.
+    - `motion`: how a flow moves the points, on at most 500; None for a map that is none.
     - `fit`: how the map was fitted.
     - `source`, `image`, `target`: at most 2000 points each, for pictures.
     """
@@ -59,6 +61,7 @@ class MapReport:
     cost_there: float
     optimal: Bounds
     round_trip: float | None
+    motion: Motion | None
     num_source: int
     num_target: int
     fit: Fit
@@ -114,6 +117,7 @@ class MapReport:
                 "map": self.cost_there,
             },
             "round_trip": self.round_trip,
+            "motion": None if self.motion is None else self.motion._asdict(),
             "points": {"source": self.num_source, "target": self.num_target},
             "fit": {
                 "method": self.fit.method,
@@ -142,8 +146,15 @@ class MapReport:
             f"{self.cost_there:.4g}"
         )
         trip = "" if self.round_trip is None else f"\nround trip error {self.round_trip:.2g}"
+        move = ""
+        if self.motion is not None:
+            enough = "more than were tried" if self.motion.steps is None else self.motion.steps
+            move = (
+                f"\npath energy {self.motion.energy:.4g}, curvature {self.motion.curvature:.2g}, "
+                f"rotation {self.motion.rotation:.2g}, steps to 1 %: {enough}"
+            )
         messages = "".join(f"\n- {message}" for message in self.fit.messages)
-        return f"{self.sentence}\n{table}\n{cost}{trip}{messages}"
+        return f"{self.sentence}\n{table}\n{cost}{trip}{move}{messages}"
 
 
 def _row(before: Comparison, after: Comparison) -> tuple[str, ...]:
@@ -192,6 +203,7 @@ def report(transport: TransportMap, x: Any, y: Any, key: int | Key[Array, ""] = 
         cost_there=float(there),
         optimal=Bounds(coupling.lower, coupling.cost),
         round_trip=_round_trip(transport, source, image),
+        motion=motion(transport, parts[0]) if isinstance(transport, Dynamic) else None,
         num_source=len(source),
         num_target=len(target),
         fit=transport.fit,

@@ -1,4 +1,4 @@
-"""Maps in one file: arrays, and a JSON header with a version. No pickle."""
+"""Maps and paths in one file: arrays, and a JSON header with a version. No pickle."""
 
 import dataclasses
 import io
@@ -13,6 +13,7 @@ import numpy as np
 from driftbridge.runtime.codec import decode, encode, find, name_of
 from driftbridge.runtime.dtypes import default_dtype
 from driftbridge.transport.base import TransportMap
+from driftbridge.transport.path import Path as SnapshotPath
 
 FORMAT = "driftbridge map"
 # Written into every file. A reader of version v reads all versions up to v.
@@ -28,7 +29,7 @@ class MapFileError(ValueError):
     """A file that holds no map this version can read."""
 
 
-def save(transport: TransportMap, path: str | os.PathLike) -> Path:
+def save(transport: TransportMap | SnapshotPath, path: str | os.PathLike) -> Path:
     """Write a map to `path` (`.npz` is added where it has no ending), all of it or nothing.
 
     **Returns:** the path.
@@ -49,7 +50,7 @@ def save(transport: TransportMap, path: str | os.PathLike) -> Path:
     return path
 
 
-def load(path: str | os.PathLike) -> TransportMap:
+def load(path: str | os.PathLike) -> TransportMap | SnapshotPath:
     """Read a map that was saved by this version or an earlier one.
 
     **Raises:** `MapFileError` for a file that is no map, is damaged, or comes from a newer version.
@@ -77,7 +78,7 @@ def load(path: str | os.PathLike) -> TransportMap:
         found = decode(header["map"], arrays)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise MapFileError(f"{path} holds no map, or is damaged: {error}") from error
-    if not isinstance(found, TransportMap):
+    if not isinstance(found, TransportMap | SnapshotPath):
         raise MapFileError(f"{path} holds a {type(found).__name__}, not a map.")
     if any(a.dtype == np.float64 for a in arrays) and default_dtype() != np.float64:
         rounded = "saved in float64, computing in float32: enable x64 to have it as it was"

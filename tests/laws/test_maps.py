@@ -198,3 +198,20 @@ def test_steps_of_the_progressive_map_move_on(x64):
     for step, fraction in zip(three.steps, (1 / 3, 1 / 2, 1.0), strict=True):
         points = points + fraction * (np.asarray(step(points)) - points)
     assert np.allclose(three(x), points, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::driftbridge.transport.pairs.DataWarning")
+def test_directions_without_points_do_not_spoil_the_others(x64):
+    """Columns that are constant in the source, under a map that mixes all columns."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(6, 6))
+    truth = root @ root.T / 6 + 0.2 * np.eye(6)
+    x = rng.normal(size=(400, 6)) * [1, 1, 1, 1, 0, 0]
+    fitted = db.fit_map(x, x @ truth, "affine")
+    # Between the same points the affine map is found up to the ridge of 1e-6 of the variance, over
+    # the smallest of the four eigenvalues that the blur leaves: about .05.
+    assert np.abs(fitted(x) - x @ truth).max() < 1e-3
+    # New points may vary where the old ones did not: they are stretched by ten at most.
+    moved = np.asarray(fitted(x + 1e-3 * np.eye(6)[5]) - fitted(x)) / 1e-3
+    scale = np.sqrt((x.var(axis=0) + (x @ truth).var(axis=0)) / 2)
+    assert np.abs(moved / scale).max() * scale[5] < 10

@@ -1,0 +1,183 @@
+"""`fit_path`: from data sets at several times to a process through them."""
+
+import dataclasses
+import itertools
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.products import product
+from driftbridge.runtime.threefry import fold_in
+from driftbridge.runtime.training import Objective, Training, train
+from driftbridge.transport.base import Times, as_dtype
+from driftbridge.transport.flow import account_of, check_width
+from driftbridge.transport.integration import RungeKutta4, Scheme
+from driftbridge.transport.measures import moments
+from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.pairs import DataWarning, pair_of
+from driftbridge.transport.path import Path
+from driftbridge.transport.points import Sample
+from driftbridge.transport.snapshots import Curve, Moving, Process, couple, polygon, spline
+
+
+class AlongMeans(eqx.Module):
+    """`v(t, x) = curve'(t) + scale net(t, u)`, `u` the whitened deviation of `x` from the curve.
+
+    Time enters the network as a share of the whole.
+    """
+
+    curve: Curve
+    whitening: Float[Array, "dim dim"]
+    scale: Float[Array, ""]
+    network: Any
+
+    def __call__(
+        self, t: Times, x: Float[Array, "n dim"], condition: Any = None
+    ) -> Float[Array, "n dim"]:
+        knots = self.curve.knots
+        share = (t - knots[0]) / (knots[-1] - knots[0])
+        deviation = product(x - self.curve(t), self.whitening)
+        return self.curve.velocity(t) + self.scale * self.network(share, deviation, condition)
+
+
+class PathMatching(Objective):
+    """`E |v(t, x_t) - dx_t/dt|^2` in units of the scale, over a process; the model is a network."""
+
+    process: Process
+    whitening: Float[Array, "dim dim"]
+    scale: Float[Array, ""]
+
+    def field(self, network: Any) -> AlongMeans:
+        return AlongMeans(self.process.curve, self.whitening, self.scale, network)
+
+    def batch(self, key: Key[Array, ""], n: int) -> Moving:
+        return self.process.draw(key, n)
+
+    def loss(self, model: Any, batch: Moving) -> Float[Array, ""]:
+        error = (self.field(model)(batch.t, batch.place) - batch.velocity) / self.scale
+        return jnp.sum(error**2) / error.size
+
+
+class PathFlow(eqx.Module):
+    """Flow matching along pairs of neighbouring data sets whose common mean moves on a curve.
+
+    With straight paths between pairs a process turns at every data set. Its mean, of which each
+    data set gives a value with a small error, is smooth where the mechanism is: it is put on the
+    natural cubic spline through the data's means, and deviations from it stay on straight lines.
+
+    Training goes to its end on all points. Of few points a network comes to learn the pairs by
+    heart, and the loss of held-out pairs rises; the laws between the data's times do not suffer
+    (embryoid body cells, 300 a time: no worse in W2 for six times as many steps).
+
+    **Arguments:**
+
+    - `means`: "spline", or "polygon" for straight paths throughout.
+    - `network`, `training`, `num_steps`, `scheme`: as of `Flow`; steps are per interval.
+
+    Neklyudov et al. (2023), arXiv 2210.06662, section 5 (straight paths between snapshots); the
+    spline of the means is ours.
+    """
+
+    name: ClassVar[str] = "flow"
+
+    means: str = eqx.field(static=True, default="spline")
+    network: Any = MLP()
+    training: Training = Training(num_steps=6000)
+    num_steps: int = eqx.field(static=True, default=20)
+    scheme: Scheme = eqx.field(static=True, default=RungeKutta4())
+
+    def __check_init__(self):
+        if self.means not in CURVES:
+            raise ValueError(f"means must be one of {', '.join(CURVES)}; got {self.means!r}.")
+
+    def fit(
+        self, times: Float[np.ndarray, " times"], samples: list[Sample], key: Key[Array, ""]
+    ) -> Path:
+        start = time.perf_counter()
+        dtype, dim = samples[0].points.dtype, samples[0].points.shape[1]
+        means = np.stack([moments(sample).mean for sample in samples]).astype(dtype)
+        curve, lines = CURVES[self.means](times, means), polygon(times, means)
+
+        pairs = enumerate(itertools.pairwise(samples))
+        couplings = tuple(couple(*two, fold_in(fold_in(key, 1), k)) for k, two in pairs)
+        process = Process(couplings, curve, lines)
+        whitening, scale = _scales(samples, times, dtype)
+        objective = PathMatching(process, whitening, scale)
+        network = self.network
+        if isinstance(network, Architecture):
+            network = network.build(fold_in(key, 2), dim, dim, dtype)
+        check_width(network, dim, dtype)
+        trained = train(objective, network, fold_in(key, 3), self.training)
+        return Path(
+            account_of(self.name, trained, time.perf_counter() - start),
+            process,
+            objective.field(trained.model),
+            self.num_steps,
+            self.scheme,
+        )
+
+
+CURVES = {"spline": spline, "polygon": polygon}
+
+
+def fit_path(
+    data: Mapping[Any, Any], method: PathFlow | str = "flow", key: int | Key[Array, ""] = 0
+) -> Path:
+    """Fit a process that has the laws of data sets at their times.
+
+    **Arguments:**
+
+    - `data`: points `(n_t, dim)` or data frames with the same columns, by their time.
+    - `method`: "flow" or a method object.
+    - `key`: seed or typed key.
+
+    **Returns:** a `Path`; `P.fit.messages` is what must be known about data and training.
+
+    **Warns:** `DataWarning` as `fit_map` does.
+
+    **Raises:** `ValueError` for fewer than two times, for one that is not finite, and for data that
+    cannot be fitted.
+    """
+    start = time.perf_counter()
+    times = np.asarray([float(t) for t in data], np.float64)
+    if len(times) < 2 or not np.isfinite(times).all():
+        raise ValueError(f"data must have at least two finite times; got {times.tolist()}.")
+    if len(np.unique(times)) < len(times):
+        raise ValueError(f"data must have each time once; got {times.tolist()}.")
+    order, sets = np.argsort(times), list(data.values())
+    sets, times = [sets[i] for i in order], times[order]
+    pairs = [pair_of(x, y) for x, y in itertools.pairwise(sets)]
+    samples = [pair.source for pair in pairs] + [pairs[-1].target]
+    messages = tuple(dict.fromkeys(message for pair in pairs for message in pair.messages))
+    chosen = PathFlow() if method == "flow" else method
+    if isinstance(chosen, str):
+        raise ValueError(f"no method {method!r} of a path; there is flow.")
+    found = chosen.fit(times, samples, as_key(key))
+    for message in messages:
+        warnings.warn(message, DataWarning, stacklevel=2)
+    fit = dataclasses.replace(
+        found.fit,
+        reason="given",
+        num_source=len(samples[0].points),
+        num_target=len(samples[-1].points),
+        columns=pairs[0].columns,
+        messages=messages + found.fit.messages,
+        seconds=time.perf_counter() - start,
+    )
+    return dataclasses.replace(found, fit=fit)
+
+
+def _scales(samples: list[Sample], times: np.ndarray, dtype: Any) -> tuple[Array, Array]:
+    """The whitening of the mean covariance, and the size of a velocity."""
+    covariance = np.mean([moments(sample).covariance for sample in samples], axis=0)
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, 1e-6 * max(values[-1], np.finfo(np.float64).tiny))
+    speed = np.sqrt(np.mean(values)) * (len(times) - 1) / (times[-1] - times[0])
+    return as_dtype(vectors / np.sqrt(values), dtype), as_dtype(speed, dtype)

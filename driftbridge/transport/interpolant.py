@@ -1,0 +1,181 @@
+"""Stochastic interpolants: a flow and diffusions between two laws, learned from pairs of points."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Key
+
+from driftbridge.runtime.keys import host_generator
+from driftbridge.runtime.threefry import fold_in
+from driftbridge.runtime.training import Trained, Training, train
+from driftbridge.transport.affine import gaussians
+from driftbridge.transport.base import Fit, Method
+from driftbridge.transport.couplings import Coupling, Independent
+from driftbridge.transport.flow import account_of, check_width, split
+from driftbridge.transport.frames import Whitened, whitened
+from driftbridge.transport.gammas import Brownian, Gamma, NoNoise
+from driftbridge.transport.integration import RungeKutta4, Scheme
+from driftbridge.transport.interpolant_fields import (
+    Denoiser,
+    OneSidedVelocity,
+    ScoreModel,
+    Velocity,
+    VelocityAndScore,
+)
+from driftbridge.transport.interpolant_losses import VelocityLoss
+from driftbridge.transport.interpolant_map import (
+    InterpolantMap,
+    StochasticInterpolantMap,
+    as_volatility,
+)
+from driftbridge.transport.likeness import check_normal, check_same
+from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.points import Sample
+from driftbridge.transport.schedules import Linear, Mirror, OneSided, Schedule, check_path
+from driftbridge.transport.stochastic_integration import StochasticHeun, StochasticScheme
+
+
+class Interpolant(Method):
+    """A stochastic interpolant `x_t = alpha(t) x0 + beta(t) x1 + gamma(t) z`, learned.
+
+    Source and target are whitened, the target after it is pulled back by the affine map; in these
+    coordinates a network learns the velocity `b = E[dx_t / dt | x_t]`, and a second one what gives
+    the score. A network that is zero leaves the affine map.
+
+    **Arguments:**
+
+    - `schedule`: a path; or a function of `(points, key=key, weights=weights)`, the target's points
+      in the whitened coordinates, that returns one, such as `kinetic_optimal`.
+    - `gamma`: the noise. None for `Brownian()`, and for `NoNoise()` on a one-sided path.
+    - `coupling`: a function of `(x, y, key=key)` or a `Coupling`, as of `Flow`; None for
+      `Independent`. One-sided and mirror paths take none.
+    - `score`: `Denoiser()` or `Score()`, what the second network learns where there is noise. A
+      one-sided path needs none; without noise there is no score, and the map draws nothing.
+    - `network`: an architecture of both networks, or a network for both to start as.
+    - `training`: a `Training`, used for each.
+    - `epsilon`: the volatility of draws, which can be changed afterwards: see
+      `StochasticInterpolantMap`.
+    - `num_steps`, `scheme`, `num_noisy_steps`, `noisy_scheme`: of the solutions.
+
+    **Raises:** `ValueError` for a path that does not begin in the source and end in the target, a
+    one-sided path whose source is not normal, and a mirror whose source is not like the target.
+
+    Albergo, Boffi and Vanden-Eijnden (2025), "Stochastic interpolants: a unifying framework for
+    flows and diffusions", JMLR 26(209), arXiv 2303.08797, sections 2 and 6.
+    """
+
+    name: ClassVar[str] = "interpolant"
+
+    schedule: Schedule | Callable = Linear()
+    gamma: Gamma | None = None
+    coupling: Coupling | Callable | None = None
+    score: ScoreModel = Denoiser()
+    network: Any = MLP()
+    training: Training = Training()
+    epsilon: Any = eqx.field(default=1.0, converter=as_volatility)
+    num_steps: int = eqx.field(static=True, default=20)
+    scheme: Scheme = eqx.field(static=True, default=RungeKutta4())
+    num_noisy_steps: int = eqx.field(static=True, default=100)
+    noisy_scheme: StochasticScheme = eqx.field(static=True, default=StochasticHeun())
+
+    def __check_init__(self):
+        if isinstance(self.schedule, Schedule):
+            check_path(self.schedule, self._gamma(self.schedule))
+            self._check_coupling(self.schedule)
+
+    def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> InterpolantMap:
+        start = time.perf_counter()
+        dtype, dim = source.points.dtype, source.points.shape[1]
+        frame = whitened(*gaussians(source, target), dtype)
+        schedule = self._schedule(frame, source, target, fold_in(key, 0))
+        gamma = self._gamma(schedule)
+        random = host_generator(fold_in(key, 1))
+        first, second = (split(sample, random) for sample in (source, target))
+        couplings = [self._coupling(first[i], second[i], fold_in(key, 2 + i)) for i in range(2)]
+        network = self.network
+        if isinstance(network, Architecture):
+            network = network.build(fold_in(key, 4), dim, dim, dtype)
+        check_width(network, dim, dtype)
+
+        def learned(objective, key):
+            both = [objective(coupling, frame, schedule, gamma) for coupling in couplings]
+            return train(both[0], network, key, self.training, both[1])
+
+        flow, noise = learned(VelocityLoss, fold_in(key, 5)), None
+        if not isinstance(gamma, NoNoise):
+            noise = learned(self.score.objective, fold_in(key, 6))
+        field = self._field(flow, noise, schedule, gamma)
+        account = _account(self.name, flow, noise, time.perf_counter() - start)
+        solved = (field, frame.base.shift, self.num_steps, self.scheme, frame)
+        if isinstance(field, Velocity):
+            return InterpolantMap(account, *solved)
+        noisy = (self.epsilon, self.num_noisy_steps, self.noisy_scheme)
+        return StochasticInterpolantMap(account, *solved, *noisy)
+
+    def _field(
+        self, flow: Trained, noise: Trained | None, schedule: Schedule, gamma: Gamma
+    ) -> Velocity | OneSidedVelocity | VelocityAndScore:
+        """What the networks are together."""
+        path = {"schedule": schedule, "gamma": gamma}
+        if noise is not None:
+            return VelocityAndScore(
+                network=flow.model, second=noise.model, model=self.score, **path
+            )
+        kind = OneSidedVelocity if isinstance(schedule, OneSided) else Velocity
+        return kind(network=flow.model, **path)
+
+    def _schedule(self, frame: Whitened, source: Sample, target: Sample, key) -> Schedule:
+        """The path, after a look at whether the data suit it."""
+        schedule = self.schedule
+        if not isinstance(schedule, Schedule):
+            points = frame.of_rows(1.0, target.points)
+            schedule = schedule(points, key=key, weights=target.weights)
+            check_path(schedule, self._gamma(schedule))
+            self._check_coupling(schedule)
+        name, key = type(schedule).__name__, fold_in(key, 1)
+        starts = (Sample(frame.of_rows(0.0, s.points), s.weights) for s in (source, target))
+        if isinstance(schedule, OneSided):
+            check_normal(next(starts), name, key)
+        if isinstance(schedule, Mirror):
+            check_same(*starts, name=name, key=key)
+        return schedule
+
+    def _gamma(self, schedule: Schedule) -> Gamma:
+        if self.gamma is not None:
+            return self.gamma
+        return NoNoise() if isinstance(schedule, OneSided) else Brownian()
+
+    def _check_coupling(self, schedule: Schedule) -> None:
+        if self.coupling is not None and isinstance(schedule, OneSided | Mirror):
+            raise ValueError(
+                f"{type(schedule).__name__} pairs nothing: leave the coupling as None, or take a "
+                "path such as Linear()."
+            )
+
+    def _coupling(self, source: Sample, target: Sample, key: Key[Array, ""]) -> Coupling:
+        if isinstance(self.coupling, Coupling):
+            return self.coupling
+        weights = [s.weights if np.ptp(s.weights) > 0 else None for s in (source, target)]
+        if self.coupling is None:
+            return Independent(source.points, target.points, *weights)
+        named = dict(zip(("source_weights", "target_weights"), weights, strict=True))
+        return self.coupling(source.points, target.points, key=key, **named)
+
+
+def _account(name: str, flow: Trained, noise: Trained | None, seconds: float) -> Fit:
+    """How both networks came about, the numbers of the second beginning with `score_`."""
+    account = account_of(name, flow, seconds)
+    if noise is None:
+        return account
+    second = account_of(name, noise, seconds)
+    named = tuple((f"score_{label}", number) for label, number in second.numbers)
+    return dataclasses.replace(
+        account,
+        converged=account.converged and second.converged,
+        messages=account.messages + tuple(f"of the score: {text}" for text in second.messages),
+        numbers=account.numbers + named,
+    )
