@@ -208,7 +208,7 @@ FEW = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
-def test_trained_jumps_reach_the_only_monotone_map(name):
+def test_trained_jumps_reach_the_only_monotone_map(name, tmp_path):
     x, y = two_modes()
     method = FEW[name]
     fitted = db.fit_map(x, y.astype(np.float32), method)
@@ -221,6 +221,8 @@ def test_trained_jumps_reach_the_only_monotone_map(name):
     assert error < 0.2 < 0.4 * affine
     with pytest.raises(NotSupported, match="inverse"):
         _ = fitted.inverse
+    loaded = db.load(fitted.save(tmp_path / "map"))
+    assert np.array_equal(loaded(x[:50]), fitted(x[:50]))
     watch = Compilations()
     other = dataclasses.replace(method, gap=0.05)
     db.fit_map(x[::-1].copy(), 2 * y.astype(np.float32), other)(x)
