@@ -95,8 +95,9 @@ class ChainMap(Invertible):
             move = eqx.combine(arrays, rest)
             x = lax.fori_loop(0, FIXED_POINT, lambda _, x: x + y - move(x), y)
             spread = jnp.sqrt(jnp.mean(move.reference.root**2) * self.dim)
-            missed = jnp.max(jnp.abs(move(x) - y), axis=1) / spread
-            return jnp.where((missed < REACHED)[:, None], x, jnp.nan), None
+            rounding = 16 * jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), axis=1)
+            missed = jnp.max(jnp.abs(move(x) - y), axis=1)
+            return jnp.where((missed < REACHED * spread + rounding)[:, None], x, jnp.nan), None
 
         arrays, rest = eqx.partition(self.moves, eqx.is_array)
         x = lax.scan(back, y, arrays, reverse=True)[0]

@@ -57,8 +57,9 @@ class Land(MetricSettings):
     `h` is its mean over them and over the coordinates: the paper's metric in units in which it does
     not depend on the number of points. Coordinates must have like scales.
 
-    **Arguments:** `bandwidth`: `> 0`, a length; None for a quarter of the root mean square of the
-    centred data in a coordinate. `floor`: `> 0`; empty space is `1 / floor` times as far.
+    **Arguments:** `bandwidth`: `> 0`, a length; None for the median distance within which a point
+    has one in fifty of the others, so that it grows with the dimension. `floor`: `> 0`; empty space
+    is `1 / floor` times as far.
 
     Arvanitidis, Hansen and Hauberg (2016), arXiv 1606.02518; Kapusniak et al. (2024), arXiv
     2405.14780.
@@ -80,7 +81,7 @@ class Land(MetricSettings):
         points = _some(points, random)
         centre = points.mean(axis=0)
         points = points - centre
-        bandwidth = self.bandwidth or 0.25 * float(np.sqrt(np.mean(points**2)))
+        bandwidth = self.bandwidth or _reach(points)
         plain = LandMetric(
             as_dtype(points, dtype),
             as_dtype(centre, dtype),
@@ -179,6 +180,16 @@ class RadialBasisMetric(DiagonalMetric):
         squares = jnp.sum((x[:, None] - self.centres[None]) ** 2, axis=2)
         bumps = product(jnp.exp(-self.rates[None] * squares), self.weights[:, None])
         return jnp.broadcast_to(1 / (bumps + self.floor), x.shape)
+
+
+def _reach(points: Float[np.ndarray, "n dim"]) -> float:
+    """The median distance to the neighbour beyond which 49 in 50 points lie."""
+    some = points[:: max(1, len(points) // 500)]
+    squares = np.sum(some**2, axis=1)[:, None] + np.sum(points**2, axis=1)[None]
+    squares = np.maximum(squares - 2 * some @ points.T, 0)
+    rank = min(max(len(points) // 50, 1), len(points) - 1)
+    reach = float(np.sqrt(np.median(np.partition(squares, rank, axis=1)[:, rank])))
+    return reach if reach > 0 else 1.0
 
 
 def _some(points: Any, random: np.random.Generator) -> Float[np.ndarray, "n dim"]:

@@ -208,7 +208,7 @@ FEW = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
-def test_trained_jumps_reach_the_only_monotone_map(name):
+def test_trained_jumps_reach_the_only_monotone_map(name, tmp_path):
     x, y = two_modes()
     method = FEW[name]
     fitted = db.fit_map(x, y.astype(np.float32), method)
@@ -221,6 +221,8 @@ def test_trained_jumps_reach_the_only_monotone_map(name):
     assert error < 0.2 < 0.4 * affine
     with pytest.raises(NotSupported, match="inverse"):
         _ = fitted.inverse
+    loaded = db.load(fitted.save(tmp_path / "map"))
+    assert np.array_equal(loaded(x[:50]), fitted(x[:50]))
     watch = Compilations()
     other = dataclasses.replace(method, gap=0.05)
     db.fit_map(x[::-1].copy(), 2 * y.astype(np.float32), other)(x)
@@ -230,6 +232,8 @@ def test_trained_jumps_reach_the_only_monotone_map(name):
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="multiple of num_segments; got 3 and 2"):
         ConsistencyFlow(num_steps=3)
+    with pytest.raises(ValueError, match=r"positive multiple of 2, .* got 3"):
+        FewStepMap(db.transport.base.Fit("test"), None, jnp.zeros(1), 3, 2)
     with pytest.raises(ValueError, match="gap must be in"):
         ConsistencyFlow(gap=1.5)
     with pytest.raises(ValueError, match="group at least 16; got 1 and 8"):

@@ -139,6 +139,8 @@ def test_trained_steps_are_the_closed_form(tmp_path):
     assert np.allclose(stages.var(axis=1), exact, rtol=0.03)
     assert np.allclose(fitted.inverse(fitted(x)), x, atol=1e-3)
     assert fitted.fit.converged and fitted.num_moves == 2
+    loaded = db.load(fitted.save(tmp_path / "map"))
+    assert np.array_equal(loaded(x[:50]), fitted(x[:50]))
     watch = Compilations()
     again = gradient_flow(x, StandardNormal(jnp.float32(9)), TWO_STEPS)
     assert watch.programs == 0

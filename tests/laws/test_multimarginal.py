@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import driftbridge as db
 from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.training import Training
@@ -156,7 +157,7 @@ def clouds(n=1500):
 
 
 @pytest.mark.slow
-def test_one_network_serves_every_pair_and_every_detour():
+def test_one_network_serves_every_pair_and_every_detour(tmp_path):
     data = clouds()
     training = Training(num_steps=1500, learning_rate=1e-2, validate_every=100)
     model = fit_multimarginal(data, network=MLP(32, 2), training=training)
@@ -171,7 +172,10 @@ def test_one_network_serves_every_pair_and_every_detour():
         affine = error(shift - shift.mean() + data[j].mean(), j)
         # Samples of 1500 are .05 apart, and a short training of a small network leaves .1 to .2.
         assert error(model.map_between(i, j)(data[i]), j) < 0.6 * affine
-    assert error(model.map_through((0, 2, 1))(data[0]), 1) < 0.3
+    detour = model.map_through((0, 2, 1))
+    assert error(detour(data[0]), 1) < 0.3
+    loaded = db.load(detour.save(tmp_path / "map"))
+    assert np.array_equal(loaded(data[0][:50]), detour(data[0][:50]))
     watch = Compilations()
     fit_multimarginal([2 * points for points in data], 1, network=MLP(32, 2), training=training)
     assert watch.programs == 0
