@@ -23,6 +23,10 @@ ROOT = Path(__file__).parents[1]
         ("chain_counts", "| 4 | MALT |"),
         ("apply", "| 4,000 |"),
         ("maps", "driftbridge auto"),
+        ("population_cost", "proved"),
+        ("convergence", "| overlapping | Heun"),
+        ("rectified", "c_rectified"),
+        ("arch", "| OT-MFM |"),
     ],
 )
 def test_small_benchmark_prints_its_table(name, shows):

@@ -15,6 +15,7 @@ from driftbridge.transport.base import TransportMap as TransportMap
 from driftbridge.transport.batched import sinkhorn_batch as sinkhorn_batch
 from driftbridge.transport.c_rectified import CRectified as CRectified
 from driftbridge.transport.certificate import Certificate as Certificate
+from driftbridge.transport.chain_map import ChainMap as ChainMap
 from driftbridge.transport.classifier import ClassifierTest as ClassifierTest
 from driftbridge.transport.classifier import (
     classifier_two_sample_test as classifier_two_sample_test,
@@ -23,6 +24,7 @@ from driftbridge.transport.comparison import Comparison as Comparison
 from driftbridge.transport.comparison import compare as compare
 from driftbridge.transport.conditional import ConditionalOT as ConditionalOT
 from driftbridge.transport.consistency import ConsistencyFlow as ConsistencyFlow
+from driftbridge.transport.convex_cost import ConvexCost as ConvexCost
 from driftbridge.transport.convex_cost import HalfSquare as HalfSquare
 from driftbridge.transport.convex_cost import Power as Power
 from driftbridge.transport.costs import half_squared_distance as half_squared_distance
@@ -34,6 +36,10 @@ from driftbridge.transport.couplings import Paired as Paired
 from driftbridge.transport.couplings import Pooled as Pooled
 from driftbridge.transport.couplings import SemidiscreteCoupling as SemidiscreteCoupling
 from driftbridge.transport.curvature import MinimalCurvature as MinimalCurvature
+from driftbridge.transport.data_metric import Flat as Flat
+from driftbridge.transport.data_metric import Land as Land
+from driftbridge.transport.data_metric import RadialBasis as RadialBasis
+from driftbridge.transport.diffusion_map import DiffusionMap as DiffusionMap
 from driftbridge.transport.distances import SinkhornDivergence as SinkhornDivergence
 from driftbridge.transport.distances import bures_wasserstein as bures_wasserstein
 from driftbridge.transport.distances import gaussian_wasserstein as gaussian_wasserstein
@@ -55,6 +61,7 @@ from driftbridge.transport.fit_path import fit_path as fit_path
 from driftbridge.transport.flow import Flow as Flow
 from driftbridge.transport.flow_map import FlowMap as FlowMap
 from driftbridge.transport.gammas import Brownian as Brownian
+from driftbridge.transport.gammas import Gamma as Gamma
 from driftbridge.transport.gammas import NoNoise as NoNoise
 from driftbridge.transport.gammas import SineSquared as SineSquared
 from driftbridge.transport.gammas import Squared as Squared
@@ -78,6 +85,10 @@ from driftbridge.transport.jko import JKO as JKO
 from driftbridge.transport.jko import gradient_flow as gradient_flow
 from driftbridge.transport.kinetic_optimal import KineticOptimal as KineticOptimal
 from driftbridge.transport.kinetic_optimal import kinetic_optimal as kinetic_optimal
+from driftbridge.transport.kinetic_optimal import (
+    kinetic_optimal_gaussian as kinetic_optimal_gaussian,
+)
+from driftbridge.transport.marginal_path import MarginalPath as MarginalPath
 from driftbridge.transport.maximum_mean_discrepancy import KernelDiscrepancy as KernelDiscrepancy
 from driftbridge.transport.maximum_mean_discrepancy import energy_distance as energy_distance
 from driftbridge.transport.maximum_mean_discrepancy import kernel_discrepancy as kernel_discrepancy
@@ -91,29 +102,37 @@ from driftbridge.transport.networks import MLP as MLP
 from driftbridge.transport.networks import InputConvex as InputConvex
 from driftbridge.transport.networks import ResidualMLP as ResidualMLP
 from driftbridge.transport.one_dimensional import wasserstein_1d as wasserstein_1d
+from driftbridge.transport.optimality import optimality_gap as optimality_gap
 from driftbridge.transport.pairs import DataWarning as DataWarning
 from driftbridge.transport.path import Path as Path
 from driftbridge.transport.progressive import Progressive as Progressive
 from driftbridge.transport.rearrangement import Rearrangement as Rearrangement
 from driftbridge.transport.rearrangement import RearrangementMap as RearrangementMap
+from driftbridge.transport.rectified import Exchanged as Exchanged
+from driftbridge.transport.rectified import Generated as Generated
 from driftbridge.transport.rectified import Rectified as Rectified
+from driftbridge.transport.rectified import Rematched as Rematched
 from driftbridge.transport.refinement import HierarchicalRefinement as HierarchicalRefinement
 from driftbridge.transport.saved import MapFileError as MapFileError
 from driftbridge.transport.schedules import EncodingDecoding as EncodingDecoding
 from driftbridge.transport.schedules import Linear as Linear
 from driftbridge.transport.schedules import Mirror as Mirror
+from driftbridge.transport.schedules import OneSided as OneSided
 from driftbridge.transport.schedules import OneSidedLinear as OneSidedLinear
 from driftbridge.transport.schedules import OneSidedTrigonometric as OneSidedTrigonometric
+from driftbridge.transport.schedules import Schedule as Schedule
 from driftbridge.transport.schedules import Trigonometric as Trigonometric
 from driftbridge.transport.selection import Selected as Selected
 from driftbridge.transport.semidiscrete import semidiscrete as semidiscrete
 from driftbridge.transport.semidiscrete_map import Semidiscrete as Semidiscrete
 from driftbridge.transport.semidiscrete_map import SemidiscreteMap as SemidiscreteMap
 from driftbridge.transport.simplex_curves import FourierCurve as FourierCurve
+from driftbridge.transport.simplex_curves import Polyline as Polyline
 from driftbridge.transport.sinkhorn import sinkhorn as sinkhorn
 from driftbridge.transport.sliced import sliced_wasserstein as sliced_wasserstein
 from driftbridge.transport.stochastic_integration import EulerMaruyama as EulerMaruyama
 from driftbridge.transport.stochastic_integration import StochasticHeun as StochasticHeun
+from driftbridge.transport.suggest_epsilon import suggest_epsilon as suggest_epsilon
 from driftbridge.transport.triangular import Triangular as Triangular
 from driftbridge.transport.triangular import TriangularMap as TriangularMap
 from driftbridge.transport.unbalanced import UnbalancedPlan as UnbalancedPlan

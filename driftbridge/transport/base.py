@@ -27,7 +27,12 @@ CAPABILITIES = {
     "log_prob": _SMOOTH,
     "velocity": "flows",
     "trajectory": "flows",
-    "sample": "entropic and semidiscrete maps",
+    "sample": "entropic and semidiscrete maps, interpolants and action maps with epsilon",
+    "score": "interpolants",
+    "sample_backward": "interpolants",
+    "growth": "unbalanced maps",
+    "log_weights": "unbalanced maps",
+    "resampled": "unbalanced maps",
 }
 
 
