@@ -1,9 +1,12 @@
 """What every method of `fit_map` keeps, found by its name."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import driftbridge as db
+from driftbridge.runtime.training import Training
 from driftbridge.transport import HasDensity, Invertible, Stochastic
 from driftbridge.transport.fit import METHODS
 
@@ -17,10 +20,18 @@ def clouds(dim, seed=0):
     return x.astype(np.float32), y.astype(np.float32)
 
 
+def quick(name):
+    """A method of a name, with a short training where it has one."""
+    method = METHODS[name]()
+    if not hasattr(method, "training"):
+        return method
+    return dataclasses.replace(method, training=Training(num_steps=300, batch_size=128))
+
+
 @pytest.fixture(scope="module", params=list(METHODS))
 def fitted(request):
     x, y = clouds(1 if request.param == "rearrangement" else 2)
-    return db.fit_map(x, y, request.param), x, y
+    return db.fit_map(x, y, quick(request.param)), x, y
 
 
 def test_the_image_is_nearer_than_the_source(fitted):
