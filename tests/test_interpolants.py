@@ -301,3 +301,15 @@ class Raised(Gamma):
 def test_what_cannot_be_is_refused(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_both_networks_go_on_from_checkpoints_of_their_own(tmp_path):
+    x, y = (np.random.default_rng(k).normal(size=(80, 2)).astype(np.float32) for k in range(2))
+    training = Training(num_steps=6, batch_size=16, checkpoint=tmp_path / "state.npz")
+    method = Interpolant(network=SMALL, training=training)
+    first = db.fit_map(x, y + 1, method, 0)
+    assert {p.name for p in tmp_path.iterdir()} == {"state.npz", "state.npz.score"}
+    # Both have ended, and are read.
+    again = db.fit_map(x, y + 1, method, 0)
+    np.testing.assert_array_equal(first(x), again(x))
+    np.testing.assert_array_equal(first.score(0.5, x), again.score(0.5, x))

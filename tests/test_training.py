@@ -113,6 +113,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         train(problem(), line(), as_key(0), dataclasses.replace(kept, learning_rate=0.1))
 
 
+def test_models_of_one_fit_have_checkpoints_of_their_own(tmp_path):
+    kept = dataclasses.replace(QUICK, num_steps=20, checkpoint=str(tmp_path / "state.npz"))
+    for name in ("first", "second"):
+        train(problem(), line(), as_key(len(name)), kept.part(name))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["state.npz.first", "state.npz.second"]
+    assert QUICK.part("first") is QUICK
+
+
 def test_divergence_is_told_and_the_best_parameters_are_kept():
     trained = train(problem(Exploding), line(), as_key(0), QUICK, problem())
     assert trained.status == "diverged" and trained.num_steps < 400

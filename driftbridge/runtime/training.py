@@ -1,6 +1,7 @@
 """Training: parameters of a model by stochastic gradients, in compiled chunks of steps."""
 
 import abc
+import dataclasses
 import json
 import os
 import time
@@ -117,6 +118,13 @@ class Training(eqx.Module):
         self.optimiser = optimiser
         self.checkpoint = None if checkpoint is None else os.fspath(checkpoint)
         self.progress = progress
+
+    def part(self, name: str) -> "Training":
+        """The same training for one of several models of a fit: its checkpoint has a name of its
+        own."""
+        if self.checkpoint is None:
+            return self
+        return dataclasses.replace(self, checkpoint=f"{self.checkpoint}.{name}")
 
 
 class Curve(NamedTuple):

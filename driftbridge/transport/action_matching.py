@@ -16,13 +16,15 @@ from driftbridge.runtime.threefry import fold_in, unit_floats
 from driftbridge.runtime.training import Objective, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import TransportMap, as_dtype
-from driftbridge.transport.c_rectified import scalar_network
 from driftbridge.transport.diffusion_map import DiffusionMap
-from driftbridge.transport.flow import Flow, Parts, account_of, even_times
+from driftbridge.transport.flow import Flow
 from driftbridge.transport.flow_map import FlowMap
+from driftbridge.transport.learned import account_of, with_numbers
 from driftbridge.transport.marginal_path import Lines, MarginalPath
 from driftbridge.transport.mccann import McCann, mccann
+from driftbridge.transport.networks import network_for
 from driftbridge.transport.optimality import optimality_gap
+from driftbridge.transport.pairing import Parts, couplings
 from driftbridge.transport.points import Sample
 from driftbridge.transport.potential import (
     Derivatives,
@@ -33,7 +35,7 @@ from driftbridge.transport.potential import (
     unit_of,
     with_network,
 )
-from driftbridge.transport.rectified import with_numbers
+from driftbridge.transport.resampling import even_times
 
 Weight = Callable[[Array], Array]
 
@@ -160,7 +162,7 @@ class ActionMatching(Flow):
             for path in (ready.path, ready.held_out)
         )
         assert objective is not None
-        network = scalar_network(self.network, source.points, fold_in(key, 4))
+        network = network_for(self.network, fold_in(key, 4), source.points.shape[1], 1, dtype)
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         field = GradientField(with_network(form, trained.model))
         account = account_of(self.name, trained, time.perf_counter() - start)
@@ -181,10 +183,10 @@ class ActionMatching(Flow):
         else:
             path, held_out = (
                 None if pairs is None else Lines(pairs, as_dtype(ratio, dtype))
-                for pairs in self._couplings(begins, ends, fold_in(key, 1))
+                for pairs in couplings(begins, ends, self.coupling, fold_in(key, 1))
             )
         assert path is not None
-        test = (begins.held_out if self.held_out > 0 else source).points
+        test = begins.test.points
         x, y = (np.asarray(side, np.float64) for side in _ends(path, fold_in(key, 2)))
         # The base knows of lines between pairs all but their spread; of other paths it knows less.
         spread, size = (float(np.sqrt(np.mean(v))) for v in (np.var(y - x, axis=0), (y - x) ** 2))

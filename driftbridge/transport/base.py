@@ -162,12 +162,42 @@ class TransportMap(eqx.Module):
         out = streamed(self, method, batch, shared, static)
         return like_rows(out if rows.ndim > 1 else out[0], x, self.fit.columns)
 
+    def _at_times(self, method: str, t: Any, x: Any) -> Any:
+        """`getattr(self, method)` of points at a time in [0, 1], or at one for each of them."""
+        rows = as_rows(x, "x", self.dim, self.fit.columns)
+        batch = rows if rows.ndim > 1 else rows[None]
+        if not (traced(t) or traced(rows)):
+            check_times(t)
+        found = _looked_at(self, method, *(jnp.asarray(a, self.dtype) for a in (batch, t)))
+        return like_rows(found if rows.ndim > 1 else found[0], x, self.fit.columns)
+
     def __getattr__(self, name: str) -> Any:
         if name in CAPABILITIES:
             raise NotSupported(
                 f"{type(self).__name__} has no {name}; {CAPABILITIES[name]} have one."
             )
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+
+@eqx.filter_jit
+def _looked_at(transport: TransportMap, method: str, x: Array, t: Array) -> Array:
+    return getattr(transport, method)(x, t)
+
+
+class Learned(TransportMap):
+    """A map of which a module is the substance. A subclass has a field `like`, any point."""
+
+    @property
+    def dim(self) -> int:
+        return self.like.shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        return self.like.dtype
+
+    @property
+    def row_floats(self) -> int:
+        return 64 * max(self.dim, 16)
 
 
 class Invertible(TransportMap):
@@ -256,12 +286,7 @@ class Dynamic(TransportMap):
 
         **Raises:** `ValueError` for times outside [0, 1].
         """
-        rows = as_rows(x, "x", self.dim, self.fit.columns)
-        batch = rows if rows.ndim > 1 else rows[None]
-        if not (traced(t) or traced(rows)):
-            check_times(t)
-        found = self._velocity(jnp.asarray(batch, self.dtype), jnp.asarray(t, self.dtype))
-        return like_rows(found if rows.ndim > 1 else found[0], x, self.fit.columns)
+        return self._at_times("_velocity", t, x)
 
     def trajectory(self, x: Any, times: Any) -> Float[Array, "times n dim"]:
         """Where points of the source are at given times.

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +12,9 @@ from driftbridge.runtime.training import Objective
 from driftbridge.transport.base import as_dtype
 from driftbridge.transport.convex_cost import ConvexCost, HalfSquare
 from driftbridge.transport.couplings import Coupling
-from driftbridge.transport.flow import drawn, even_times, spread_of
 from driftbridge.transport.mccann import McCann
-from driftbridge.transport.networks import Architecture
+from driftbridge.transport.networks import network_for
+from driftbridge.transport.pairing import drawn, spread_of
 from driftbridge.transport.potential import (
     GradientField,
     Potential,
@@ -24,6 +23,7 @@ from driftbridge.transport.potential import (
     with_network,
 )
 from driftbridge.transport.rectified import Rectified
+from driftbridge.transport.resampling import even_times
 
 
 class FenchelYoung(Objective):
@@ -89,7 +89,7 @@ class CRectified(Rectified):
         return self.cost
 
     def _network(self, points: Float[np.ndarray, "n dim"], key: Key[Array, ""]) -> Any:
-        return scalar_network(self.network, points, key)
+        return network_for(self.network, key, points.shape[1], 1, points.dtype)
 
     def _objective(self, coupling: Coupling, base: McCann, key: Key[Array, ""]) -> Any:
         dtype = base.shift.dtype
@@ -102,26 +102,3 @@ class CRectified(Rectified):
         unit = share * unit_of(base, spread_of(coupling, fold_in(key, 0)))
         *numbers, level = (as_dtype(number, dtype) for number in (unit, share, 0.0, level or 1.0))
         return FenchelYoung(coupling, Potential(base, None, *numbers), cost, level)
-
-
-def scalar_network(network: Any, points: Float[np.ndarray, "n dim"], key: Key[Array, ""]) -> Any:
-    """A network of one output for points of this dimension.
-
-    **Raises:** `ValueError` for a network of another width.
-    """
-    dim, dtype = points.shape[1], points.dtype
-    if isinstance(network, Architecture):
-        network = network.build(key, dim, 1, dtype)
-    t, x = jax.ShapeDtypeStruct((2,), dtype), jax.ShapeDtypeStruct((2, dim), dtype)
-    try:
-        found = eqx.filter_eval_shape(lambda net, t, x: net(t, x, None), network, t, x)
-    except TypeError as error:
-        raise ValueError(
-            f"the network does not take times (n,), points (n, {dim}) and None: {error}"
-        ) from error
-    if getattr(found, "shape", None) != (2, 1):
-        raise ValueError(
-            f"the network of a potential must return (n, 1) for n points; for n = 2 it returned "
-            f"{getattr(found, 'shape', found)}."
-        )
-    return network

@@ -15,12 +15,13 @@ from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.base import Method, as_dtype
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.few_step_map import FewStepMap, ImageDistance, StraightJump
-from driftbridge.transport.flow import account_of, check_width, even_times
 from driftbridge.transport.flow_map import Residual
+from driftbridge.transport.learned import account_of
 from driftbridge.transport.mccann import McCann
-from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.networks import MLP, network_for
 from driftbridge.transport.pairing import paired
 from driftbridge.transport.points import Sample
+from driftbridge.transport.resampling import even_times
 
 # Share of a segment beyond which its end is known and no longer learned from the network itself.
 BOUNDARY = 0.9
@@ -132,12 +133,10 @@ class ConsistencyFlow(Method):
             num_segments=self.num_segments,
         )
         plain = dataclasses.replace(objective, boundary=as_dtype(0.0, dtype))
-        network = self.network
-        if isinstance(network, Architecture):
-            network = network.build(fold_in(key, 4), dim, dim, dtype)
-        check_width(network, dim, dtype)
+        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype)
+        assert pairing.held_out is not None
         judge = ImageDistance(pairing.held_out, objective, self.num_steps)
-        first = train(plain, network, fold_in(key, 5), phase(self.training, "flow"), judge)
+        first = train(plain, network, fold_in(key, 5), self.training.part("flow"), judge)
         second = train(objective, first.model, fold_in(key, 6), self.training, judge)
         return FewStepMap(
             account_of(self.name, second, time.perf_counter() - start),
@@ -146,10 +145,3 @@ class ConsistencyFlow(Method):
             self.num_steps,
             self.num_segments,
         )
-
-
-def phase(training: Training, name: str) -> Training:
-    """The same training with a checkpoint of its own."""
-    if training.checkpoint is None:
-        return training
-    return dataclasses.replace(training, checkpoint=f"{training.checkpoint}.{name}")

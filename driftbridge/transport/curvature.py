@@ -15,16 +15,16 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import bures, gaussians
 from driftbridge.transport.base import Method, as_dtype
-from driftbridge.transport.couplings import Coupling, Independent
-from driftbridge.transport.flow import account_of, check_width, even_times, split, spread_of
+from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.flow_map import FlowMap, Residual
 from driftbridge.transport.integration import RungeKutta4, Scheme, integrate
+from driftbridge.transport.learned import account_of, with_numbers
 from driftbridge.transport.maximum_mean_discrepancy import energy_distance
 from driftbridge.transport.mccann import McCann, mccann
-from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.networks import MLP, network_for
+from driftbridge.transport.pairing import HELD_OUT, Parts, couplings, independent, spread_of
 from driftbridge.transport.points import Sample
-from driftbridge.transport.rectified import with_numbers
-from driftbridge.transport.resampling import normals
+from driftbridge.transport.resampling import even_times, normals
 
 # Rows between which the penalty takes all distances.
 ROWS = 512
@@ -130,9 +130,9 @@ class MinimalCurvature(Method):
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> FlowMap:
         start = time.perf_counter()
         random, dtype = host_generator(fold_in(key, 0)), source.points.dtype
-        (source, source_held), (target, target_held) = (split(s, random) for s in (source, target))
-        pairs, held = _independent(source, target), _independent(source_held, target_held)
-        moments = gaussians(source, target)
+        begins, ends = (Parts.of(sample, HELD_OUT, random) for sample in (source, target))
+        pairs, held = couplings(begins, ends, independent, fold_in(key, 1))
+        moments = gaussians(begins.kept, ends.kept)
         base, root = mccann(*moments, dtype), bures(*(m.covariance for m in moments)).root
         numbers = root, spread_of(pairs, fold_in(key, 2)), self.penalty
         objective = CurvatureLoss(pairs, base, *(as_dtype(n, dtype) for n in numbers))
@@ -152,23 +152,21 @@ class MinimalCurvature(Method):
             self.scheme,
         )
         encoded = _encoded(held_out, trained.model, fold_in(key, 6))
-        two = source.points[random.choice(len(source.points), len(encoded), p=source.weights)]
+        kept, unseen = begins.kept, begins.held_out
+        two = kept.points[random.choice(len(kept.points), len(encoded), p=kept.weights)]
         numbers = {
-            "curvature": curvature(found, source_held.points),
-            "encoder_distance": energy_distance(encoded, source_held.points, b=source_held.weights),
-            "encoder_floor": energy_distance(two, source_held.points, b=source_held.weights),
+            "curvature": curvature(found, unseen.points),
+            "encoder_distance": energy_distance(encoded, unseen.points, b=unseen.weights),
+            "encoder_floor": energy_distance(two, unseen.points, b=unseen.weights),
         }
         return dataclasses.replace(found, fit=with_numbers(found.fit, numbers))
 
     def _model(self, source: Sample, key: Key[Array, ""]) -> Encoded:
         dim, dtype = source.points.shape[1], source.points.dtype
-        encoder, network = self.encoder, self.network
-        if isinstance(encoder, Architecture):
-            encoder = encoder.build(fold_in(key, 0), dim, 2 * dim, dtype)
-        if isinstance(network, Architecture):
-            network = network.build(fold_in(key, 1), dim, dim, dtype)
-        check_width(network, dim, dtype)
-        return Encoded(encoder, network)
+        return Encoded(
+            network_for(self.encoder, fold_in(key, 0), dim, 2 * dim, dtype),
+            network_for(self.network, fold_in(key, 1), dim, dim, dtype),
+        )
 
 
 def curvature(found: FlowMap, x: Any) -> float:
@@ -202,11 +200,6 @@ def _distances(x: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Arra
     squares = jnp.maximum(squares - 2 * product(x, y.T), 0)
     # The root has a derivative at zero only above it; the diagonal counts for nothing.
     return jnp.where(squares > 1e-6, jnp.sqrt(jnp.maximum(squares, 1e-6)), 0)
-
-
-def _independent(source: Sample, target: Sample) -> Independent:
-    weights = (s.weights if np.ptp(s.weights) > 0 else None for s in (source, target))
-    return Independent(source.points, target.points, *weights)
 
 
 @eqx.filter_jit

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.products import product
 from driftbridge.runtime.training import Objective
-from driftbridge.transport.base import Times, TransportMap
+from driftbridge.transport.base import Learned, Times
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.flow_map import Residual
 from driftbridge.transport.mccann import McCann
@@ -48,7 +48,7 @@ class StraightJump(eqx.Module):
         return x + (t - s)[:, None] * self.field(s, x)
 
 
-class FewStepMap(TransportMap):
+class FewStepMap(Learned):
     """`T(x)` after `num_steps` equal jumps from time 0 to time 1, one evaluation each.
 
     It has no density and no inverse: nothing makes a jump invertible.
@@ -69,18 +69,6 @@ class FewStepMap(TransportMap):
                 f"num_steps must be a positive multiple of {self.multiple}, the number of segments "
                 f"of the map; got {self.num_steps}."
             )
-
-    @property
-    def dim(self) -> int:
-        return self.like.shape[0]
-
-    @property
-    def dtype(self) -> Any:
-        return self.like.dtype
-
-    @property
-    def row_floats(self) -> int:
-        return 64 * max(self.dim, 16)
 
     def _transport(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         return jumped(self.jump, x, self.num_steps)

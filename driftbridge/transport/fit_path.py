@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -17,14 +16,17 @@ from driftbridge.runtime.products import product
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.base import Times, as_dtype
-from driftbridge.transport.flow import account_of, check_width
+from driftbridge.transport.flow import velocity_loss
 from driftbridge.transport.integration import RungeKutta4, Scheme
+from driftbridge.transport.learned import account_of
 from driftbridge.transport.measures import moments
-from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.networks import MLP, network_for
 from driftbridge.transport.pairs import DataWarning, pair_of
 from driftbridge.transport.path import Path
 from driftbridge.transport.points import Sample
 from driftbridge.transport.snapshots import Curve, Moving, Process, couple, polygon, spline
+
+CURVES = {"spline": spline, "polygon": polygon}
 
 
 class AlongMeans(eqx.Module):
@@ -48,7 +50,7 @@ class AlongMeans(eqx.Module):
 
 
 class PathMatching(Objective):
-    """`E |v(t, x_t) - dx_t/dt|^2` in units of the scale, over a process; the model is a network."""
+    """Flow matching along a process through snapshots; the model is a network."""
 
     process: Process
     whitening: Float[Array, "dim dim"]
@@ -61,8 +63,7 @@ class PathMatching(Objective):
         return self.process.draw(key, n)
 
     def loss(self, model: Any, batch: Moving) -> Float[Array, ""]:
-        error = (self.field(model)(batch.t, batch.place) - batch.velocity) / self.scale
-        return jnp.sum(error**2) / error.size
+        return velocity_loss(self.field(model), batch, self.scale)
 
 
 class PathFlow(eqx.Module):
@@ -110,10 +111,7 @@ class PathFlow(eqx.Module):
         process = Process(couplings, curve, lines)
         whitening, scale = _scales(samples, times, dtype)
         objective = PathMatching(process, whitening, scale)
-        network = self.network
-        if isinstance(network, Architecture):
-            network = network.build(fold_in(key, 2), dim, dim, dtype)
-        check_width(network, dim, dtype)
+        network = network_for(self.network, fold_in(key, 2), dim, dim, dtype)
         trained = train(objective, network, fold_in(key, 3), self.training)
         return Path(
             account_of(self.name, trained, time.perf_counter() - start),
@@ -122,9 +120,6 @@ class PathFlow(eqx.Module):
             self.num_steps,
             self.scheme,
         )
-
-
-CURVES = {"spline": spline, "polygon": polygon}
 
 
 def fit_path(

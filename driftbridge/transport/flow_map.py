@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from driftbridge.transport.base import Dynamic, HasDensity, Times
+from driftbridge.transport.base import Dynamic, HasDensity, Learned, Times
 from driftbridge.transport.integration import RungeKutta4, Scheme, integrate
 from driftbridge.transport.mccann import McCann
 
@@ -44,7 +44,7 @@ class Still(eqx.Module):
         return jnp.zeros_like(x)
 
 
-class FlowMap(Dynamic, HasDensity):
+class FlowMap(Learned, Dynamic, HasDensity):
     """`T(x)` is where `dx/dt = v(t, x)` carries `x` from time 0 to time 1.
 
     - `field`: the velocity, a module of `(t, x)` with `t` `()` or `(n,)`, `x` `(n, dim)`.
@@ -59,18 +59,6 @@ class FlowMap(Dynamic, HasDensity):
     like: Float[Array, " dim"]
     num_steps: int = eqx.field(static=True, default=20)
     scheme: Scheme = eqx.field(static=True, default=RungeKutta4())
-
-    @property
-    def dim(self) -> int:
-        return self.like.shape[0]
-
-    @property
-    def dtype(self) -> Any:
-        return self.like.dtype
-
-    @property
-    def row_floats(self) -> int:
-        return 64 * max(self.dim, 16)
 
     def _velocity(self, x: Float[Array, "n dim"], t: Times) -> Float[Array, "n dim"]:
         return self.field(t, x)

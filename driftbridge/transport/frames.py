@@ -31,7 +31,7 @@ class Frame(eqx.Module):
         """`log |det A_1| - log |det A_0|`."""
 
 
-class Still(Frame):
+class Unmoved(Frame):
     """The user's own coordinates."""
 
     def enter(self, t: Times, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:

@@ -1,5 +1,6 @@
 """Solutions of ordinary differential equations by fixed steps, a batch of points at once."""
 
+import abc
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -18,9 +19,9 @@ class Scheme(eqx.Module):
 
     order: ClassVar[int]
 
+    @abc.abstractmethod
     def step(self, velocity: Velocity, t: Array, x: Any, h: Array) -> Any:
         """The state at `t + h`."""
-        raise NotImplementedError
 
 
 class Euler(Scheme):

@@ -14,8 +14,7 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Trained, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Fit, Method
-from driftbridge.transport.couplings import Coupling, Independent
-from driftbridge.transport.flow import Parts, account_of, check_width, drawn, weights_of
+from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.frames import Whitened, whitened
 from driftbridge.transport.gammas import Brownian, Gamma, NoNoise
 from driftbridge.transport.integration import RungeKutta4, Scheme
@@ -33,8 +32,17 @@ from driftbridge.transport.interpolant_map import (
     StochasticInterpolantMap,
     as_volatility,
 )
+from driftbridge.transport.learned import account_of
 from driftbridge.transport.likeness import check_normal, check_same
-from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.networks import MLP, network_for
+from driftbridge.transport.pairing import (
+    HELD_OUT,
+    Parts,
+    check_share,
+    couplings,
+    drawn,
+    independent,
+)
 from driftbridge.transport.points import Sample
 from driftbridge.transport.schedules import Linear, Mirror, OneSided, Schedule, check_path
 from driftbridge.transport.stochastic_integration import StochasticHeun, StochasticScheme
@@ -78,7 +86,7 @@ class Interpolant(Method):
     gamma: Gamma | None = None
     coupling: Coupling | Callable | None = None
     score: ScoreModel = Denoiser()
-    held_out: float = eqx.field(static=True, default=0.1)
+    held_out: float = eqx.field(static=True, default=HELD_OUT)
     network: Any = MLP()
     training: Training = Training()
     epsilon: Any = eqx.field(default=1.0, converter=as_volatility)
@@ -88,8 +96,7 @@ class Interpolant(Method):
     noisy_scheme: StochasticScheme = eqx.field(static=True, default=StochasticHeun())
 
     def __check_init__(self):
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out must lie in [0, 1); got {self.held_out}.")
+        check_share(self.held_out)
         if isinstance(self.schedule, Schedule):
             check_path(self.schedule, self._gamma(self.schedule))
             self._check_coupling(self.schedule)
@@ -100,20 +107,21 @@ class Interpolant(Method):
         frame = whitened(*gaussians(source, target), dtype)
         schedule = self._schedule(frame, source, target, fold_in(key, 0))
         gamma = self._gamma(schedule)
-        couplings = self._couplings(source, target, fold_in(key, 1))
-        base = whitened_field(self._cross(couplings[0], frame, key), schedule, gamma, dtype)
-        network = self.network
-        if isinstance(network, Architecture):
-            network = network.build(fold_in(key, 4), dim, dim, dtype)
-        check_width(network, dim, dtype)
+        random = host_generator(fold_in(key, 1))
+        begins, ends = (Parts.of(sample, self.held_out, random) for sample in (source, target))
+        coupling = independent if self.coupling is None else self.coupling
+        pairs, held = couplings(begins, ends, coupling, fold_in(key, 1))
+        base = whitened_field(self._cross(pairs, frame, key), schedule, gamma, dtype)
+        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype)
 
-        def learned(objective, key):
-            training, *held_out = (objective(coupling, frame, base) for coupling in couplings)
-            return train(training, network, key, self.training, *held_out)
+        def learned(objective, key, training):
+            held_out = None if held is None else objective(held, frame, base)
+            return train(objective(pairs, frame, base), network, key, training, held_out)
 
-        flow, noise = learned(VelocityLoss, fold_in(key, 5)), None
+        flow, noise = learned(VelocityLoss, fold_in(key, 5), self.training), None
         if not isinstance(gamma, NoNoise):
-            noise = learned(self.score.objective, fold_in(key, 6))
+            training = self.training.part("score")
+            noise = learned(self.score.objective, fold_in(key, 6), training)
         field = self._field(flow, noise, base)
         account = _account(self.name, flow, noise, time.perf_counter() - start)
         solved = (field, frame.base.shift, self.num_steps, self.scheme, frame)
@@ -169,24 +177,6 @@ class Interpolant(Method):
                 f"{type(schedule).__name__} pairs nothing: leave the coupling as None, or take a "
                 "path such as Linear()."
             )
-
-    def _couplings(self, source: Sample, target: Sample, key: Key[Array, ""]) -> list[Coupling]:
-        """Pairs to train on and, if any, pairs that are held out."""
-        if isinstance(self.coupling, Coupling):
-            return [self.coupling, self.coupling]
-        random = host_generator(key)
-        first, second = (Parts.of(sample, self.held_out, random) for sample in (source, target))
-        found = [self._coupling(first.kept, second.kept, fold_in(key, 0))]
-        if self.held_out > 0:
-            found.append(self._coupling(first.held_out, second.held_out, fold_in(key, 1)))
-        return found
-
-    def _coupling(self, source: Sample, target: Sample, key: Key[Array, ""]) -> Coupling:
-        weights = weights_of(source, target)
-        if self.coupling is None:
-            return Independent(source.points, target.points, **weights)
-        assert not isinstance(self.coupling, Coupling)
-        return self.coupling(source.points, target.points, key=key, **weights)
 
 
 def _account(name: str, flow: Trained, noise: Trained | None, seconds: float) -> Fit:

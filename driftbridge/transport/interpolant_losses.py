@@ -14,10 +14,9 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.fields import Field, column
-from driftbridge.transport.flow import even_times
 from driftbridge.transport.frames import Frame
 from driftbridge.transport.gammas import Gamma, NoNoise
-from driftbridge.transport.resampling import normals
+from driftbridge.transport.resampling import even_times, normals
 from driftbridge.transport.schedules import OneSided, Schedule
 
 # Times nearer to an end are taken as this far from it: nearer, float32 cannot tell the antithetic

@@ -12,13 +12,14 @@ from jaxtyping import Array, Float, Key
 from driftbridge.runtime.dtypes import default_dtype
 from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.threefry import fold_in
-from driftbridge.transport.base import Stochastic, Times, as_dtype, check_times
+from driftbridge.transport.base import Stochastic, Times, as_dtype
 from driftbridge.transport.flow_map import FlowMap
-from driftbridge.transport.frames import Frame, Still
-from driftbridge.transport.points import as_rows, like_rows, traced
+from driftbridge.transport.frames import Frame, Unmoved
+from driftbridge.transport.points import as_rows, traced
 from driftbridge.transport.stochastic_integration import (
     StochasticHeun,
     StochasticScheme,
+    noise_of,
     simulate,
 )
 from driftbridge.transport.streaming import rows_of_block
@@ -33,7 +34,7 @@ class InterpolantMap(FlowMap):
     `field` is the velocity in the coordinates of `frame`, `x = m_t + A_t u`.
     """
 
-    frame: Frame = Still()
+    frame: Frame = Unmoved()
 
     def _transport(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         return self._leave(1, super()._transport(self._enter(0, x)))
@@ -119,12 +120,7 @@ class StochasticInterpolantMap(InterpolantMap, Stochastic):
 
         **Raises:** `ValueError` for times outside [0, 1].
         """
-        rows = as_rows(x, "x", self.dim, self.fit.columns)
-        batch = rows if rows.ndim > 1 else rows[None]
-        if not (traced(t) or traced(rows)):
-            check_times(t)
-        found = self._score(jnp.asarray(batch, self.dtype), jnp.asarray(t, self.dtype))
-        return like_rows(found if rows.ndim > 1 else found[0], x, self.fit.columns)
+        return self._at_times("_score", t, x)
 
     def sample_backward(self, key: int | Key[Array, ""], y: Any, n: int = 1) -> Any:
         """`n` draws of the source given each point of the target: `(points, n, dim)`."""
@@ -162,8 +158,8 @@ class StochasticInterpolantMap(InterpolantMap, Stochastic):
             each = jax.vmap(lambda key: fold_in(key, draws))(keys).reshape(-1)
             u = jnp.repeat(self._enter(start, x), together, axis=0)
             u = simulate(
-                drift, self._volatility, u, each, start, end, self.num_noisy_steps,
-                self.noisy_scheme,
+                drift, self._volatility, u, noise_of(each, dim, self.dtype), start, end,
+                self.num_noisy_steps, self.noisy_scheme,
             )  # fmt: skip
             return self._leave(end, u).reshape(rows, together, dim)
 

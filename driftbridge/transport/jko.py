@@ -16,7 +16,6 @@ from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import Affine, AffineMap
 from driftbridge.transport.base import Fit, Method, as_dtype
 from driftbridge.transport.chain_map import ChainMap, Displacement, Move, stacked
-from driftbridge.transport.consistency import phase
 from driftbridge.transport.energies import (
     Energy,
     Gaussian,
@@ -24,9 +23,8 @@ from driftbridge.transport.energies import (
     KullbackLeibler,
     Witness,
 )
-from driftbridge.transport.flow import check_width
 from driftbridge.transport.measures import device_dtype, moments
-from driftbridge.transport.networks import Architecture, ResidualMLP
+from driftbridge.transport.networks import Architecture, ResidualMLP, network_for
 from driftbridge.transport.points import Sample, as_rows, as_weights, columns_of
 from driftbridge.transport.resampling import Draw, Resampled
 from driftbridge.transport.streaming import streamed
@@ -143,7 +141,7 @@ class JKO(Method):
             drawn = Resampled(points, source.weights)
             reference = _gaussian(Sample(points, source.weights), dtype)
             objective = JKOStep(drawn, reference, energy, as_dtype(step, dtype))
-            training = phase(self.training, f"step{k}")
+            training = self.training.part(f"step{k}")
             trained = train(objective, players, fold_in(key, 2 * k + 4), training)
             players, lost = trained.model, lost + (trained.status == "diverged")
             transport, value = _measured(objective, players, fold_in(key, 2 * k + 5))
@@ -167,9 +165,8 @@ class JKO(Method):
         return ChainMap(fit, affine, stacked(moves))
 
     def _players(self, dim: int, dtype: Any, key: Key[Array, ""]) -> Players:
-        network = self.network.build(fold_in(key, 0), dim, dim, dtype)
-        check_width(network, dim, dtype)
-        test = self.test.build(fold_in(key, 1), dim, 1, dtype)
+        network = network_for(self.network, fold_in(key, 0), dim, dim, dtype)
+        test = network_for(self.test, fold_in(key, 1), dim, 1, dtype)
         square, vector = (as_dtype(np.zeros(shape), dtype) for shape in ((dim, dim), (dim,)))
         return Players(
             Displacement(network, square, vector),

@@ -15,17 +15,17 @@ from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.base import Method, as_dtype
-from driftbridge.transport.consistency import phase
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.data_metric import DiagonalMetric, Land, MetricSettings
-from driftbridge.transport.flow import account_of, check_width, even_times
+from driftbridge.transport.flow import velocity_loss
 from driftbridge.transport.flow_map import FlowMap, Residual
 from driftbridge.transport.integration import RungeKutta4, Scheme
+from driftbridge.transport.learned import account_of
 from driftbridge.transport.mccann import McCann
-from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.networks import MLP, Architecture, network_for
 from driftbridge.transport.pairing import Pairing, paired
 from driftbridge.transport.points import Sample
-from driftbridge.transport.resampling import normals
+from driftbridge.transport.resampling import even_times, normals
 
 
 class Timeless(Architecture):
@@ -98,8 +98,8 @@ class MetricEnergy(Objective):
         return jnp.mean(jnp.sum(metric * (velocity / self.path.spread) ** 2, axis=1))
 
 
-class PathMatching(Objective):
-    """`E |v(t, x_t + noise z) - dx_t / dt|^2` in units of the scale, along given paths."""
+class BentMatching(Objective):
+    """Flow matching along bent paths, with noise on their points; the model is a network."""
 
     coupling: Coupling
     path: BentPath
@@ -119,9 +119,7 @@ class PathMatching(Objective):
         return t, place + self.noise * z, velocity
 
     def loss(self, model: Any, batch: Any) -> Float[Array, ""]:
-        t, place, velocity = batch
-        error = (self.field(model)(t, place) - velocity) / self.scale
-        return jnp.sum(error**2) / error.size
+        return velocity_loss(self.field(model), batch, self.scale)
 
 
 class MetricFlow(Method):
@@ -170,12 +168,10 @@ class MetricFlow(Method):
         pairing = paired(source, target, self.coupling, key)
         path, energies = self._path(pairing, key)
         noise = as_dtype(self.noise, dtype)
-        objective = PathMatching(pairing.coupling, path, pairing.base, pairing.scale, noise)
+        objective = BentMatching(pairing.coupling, path, pairing.base, pairing.scale, noise)
+        assert pairing.held_out is not None
         held_out = dataclasses.replace(objective, coupling=pairing.held_out)
-        network = self.network
-        if isinstance(network, Architecture):
-            network = network.build(fold_in(key, 4), dim, dim, dtype)
-        check_width(network, dim, dtype)
+        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype)
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         account = account_of(self.name, trained, time.perf_counter() - start)
         return FlowMap(
@@ -188,17 +184,15 @@ class MetricFlow(Method):
 
     def _path(self, pairing: Pairing, key: Key[Array, ""]) -> tuple[BentPath, tuple]:
         """The path of least energy, and the energies of it and of the straight one."""
-        points = np.concatenate([pairing.source.points, pairing.target.points])
+        points = np.concatenate([pairing.source.kept.points, pairing.target.kept.points])
         dtype, dim = points.dtype, points.shape[1]
         spread = float(np.sqrt(np.mean(np.var(np.asarray(points, np.float64), axis=0)))) or 1.0
         metric = self.metric.build(points, host_generator(fold_in(key, 6)))
-        network = self.path_network
-        if isinstance(network, Architecture):
-            network = network.build(fold_in(key, 7), 2 * dim, dim, dtype)
+        network = network_for(self.path_network, fold_in(key, 7), 2 * dim, dim, dtype)
         path = BentPath(network, as_dtype(points.mean(axis=0), dtype), as_dtype(spread, dtype))
         objective = MetricEnergy(pairing.coupling, metric, path, as_dtype(self.noise, dtype))
         held_out = dataclasses.replace(objective, coupling=pairing.held_out)
-        training = phase(self.path_training, "path")
+        training = self.path_training.part("path")
         trained = train(objective, network, fold_in(key, 8), training, held_out)
         looks = trained.curve.held_out
         energies = {"straight_energy": float(looks[0]), "path_energy": float(np.nanmin(looks))}

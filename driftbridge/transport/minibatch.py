@@ -13,7 +13,7 @@ from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.batched import sinkhorn_batch
 from driftbridge.transport.couplings import TableCoupling, tables
 from driftbridge.transport.points import as_weights
-from driftbridge.transport.resampling import as_draw, as_table
+from driftbridge.transport.resampling import as_draw, as_table, systematic
 
 # Batches solved by one call.
 TOGETHER = 64
@@ -89,16 +89,14 @@ class MinibatchOT(TableCoupling):
         """
         held = np.isin(np.asarray(self.pool_rows), rows)
         held |= np.isin(np.asarray(self.pool_columns), columns)
-        # Sizes that depend on the numbers alone, so that programs serve other data: a few pairs
-        # more or less than there are.
         share = (1 - len(rows) / len(self.x)) * (1 - len(columns) / len(self.y))
-        size = round(share * len(held))
-        return self._with(~held, size), self._with(held, len(held) - size)
+        first, second = (self._with(chosen) for chosen in separated(held, share))
+        return first, second
 
-    def _with(self, chosen: Bool[np.ndarray, " pairs"], size: int) -> "MinibatchOT":
+    def _with(self, chosen: Int[np.ndarray, " pairs"]) -> "MinibatchOT":
         pairs = (np.asarray(pool)[chosen] for pool in (self.pool_rows, self.pool_columns))
-        resized = tuple(indices(np.resize(numbers, size)) for numbers in pairs)
-        return eqx.tree_at(lambda c: (c.pool_rows, c.pool_columns), self, resized)
+        where = lambda c: (c.pool_rows, c.pool_columns)  # noqa: E731
+        return eqx.tree_at(where, self, tuple(indices(numbers) for numbers in pairs))
 
     @property
     def cost(self) -> float:
@@ -108,6 +106,19 @@ class MinibatchOT(TableCoupling):
     def _rows(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
         at = jax.random.randint(key, (n,), 0, len(self.pool_rows))
         return self.pool_rows[at], self.pool_columns[at]
+
+
+def separated(
+    held: Bool[np.ndarray, " pairs"], share: float
+) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held"]]:
+    """Numbers of the pairs that are not held out, and of those that are.
+
+    `share` is how many of them are not, in the mean over data. Sizes are those of the mean, so that
+    programs serve other data: some pairs stand twice, or are left out.
+    """
+    size = round(share * len(held))
+    kept = np.resize(np.flatnonzero(~held), size)
+    return kept, np.resize(np.flatnonzero(held), len(held) - size)
 
 
 def check_batches(batch_size: int, pool: int, epsilon: float) -> None:
@@ -150,11 +161,7 @@ def stream(
     if weights is None:
         rounds = -(-count // n)
         return np.concatenate([rng.permutation(n) for _ in range(rounds)])[:count]
-    upper = np.cumsum(weights)
-    # Systematic resampling: counts are unbiased and off by less than one.
-    points = (rng.random() + np.arange(count)) / count * upper[-1]
-    rows = np.minimum(np.searchsorted(upper, points, side="right"), n - 1)
-    return rng.permutation(rows)
+    return rng.permutation(systematic(weights, count, rng))
 
 
 def pool_of(source, name, weights, count, key) -> tuple[np.ndarray, np.ndarray]:

@@ -15,11 +15,12 @@ from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.base import Method, as_dtype
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.few_step_map import FewStepMap, ImageDistance, Jump
-from driftbridge.transport.flow import account_of, check_width, even_times
+from driftbridge.transport.learned import account_of
 from driftbridge.transport.mccann import McCann
-from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.networks import MLP, network_for
 from driftbridge.transport.pairing import paired
 from driftbridge.transport.points import Sample
+from driftbridge.transport.resampling import even_times
 
 LEAST_GROUP = 16
 
@@ -131,10 +132,8 @@ class InductiveMomentMatching(Method):
         objective = MomentMatching(
             pairing.coupling, pairing.base, pairing.scale, as_dtype(self.gap, dtype), self.group
         )
-        network = self.network
-        if isinstance(network, Architecture):
-            network = network.build(fold_in(key, 4), dim + 1, dim, dtype)
-        _check(network, dim, dtype)
+        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype, num_conditions=1)
+        assert pairing.held_out is not None
         judge = ImageDistance(pairing.held_out, objective, self.num_steps)
         trained = train(objective, network, fold_in(key, 5), self.training, judge)
         return FewStepMap(
@@ -143,8 +142,3 @@ class InductiveMomentMatching(Method):
             pairing.base.shift,
             self.num_steps,
         )
-
-
-def _check(network: Any, dim: int, dtype: Any) -> None:
-    """Refuse a network that does not take two times."""
-    check_width(lambda s, x, _: network(s, x, s[:, None]), dim, dtype)

@@ -15,13 +15,14 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import RIDGE
 from driftbridge.transport.base import Fit, Times, as_dtype
-from driftbridge.transport.flow import account_of, check_width, even_times, split
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.integration import RungeKutta4, Scheme
+from driftbridge.transport.learned import account_of
 from driftbridge.transport.measures import Moments, device_dtype, moments
-from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.networks import MLP, network_for
+from driftbridge.transport.pairing import HELD_OUT, Parts
 from driftbridge.transport.points import Sample, as_rows, as_weights, columns_of
-from driftbridge.transport.resampling import Draw, Resampled
+from driftbridge.transport.resampling import Draw, Resampled, even_times
 from driftbridge.transport.simplex_curves import Curve, FourierCurve, corners_of, vertex
 from driftbridge.transport.simplex_regression import GaussianComponents, Regression
 
@@ -144,7 +145,8 @@ class MultimarginalField(eqx.Module):
             if towards is not None:
                 start[0, towards] = 1.0
             curve = FourierCurve(as_dtype(ends, dtype), as_dtype(start, dtype))
-            found.append(train(objective, curve, fold_in(key, 1), training).model)
+            own = training.part("straight" if towards is None else f"towards{towards}")
+            found.append(train(objective, curve, fold_in(key, 1), own).model)
         return min(found, key=self.energy)
 
 
@@ -179,22 +181,20 @@ def fit_multimarginal(
         raise ValueError(f"edge_share must be in [0, 1]; got {edge_share}.")
     dtype, dim = samples[0].points.dtype, samples[0].points.shape[1]
     random = host_generator(fold_in(key, 0))
-    parts = [split(sample, random) for sample in samples]
-    base, whitening, scale = _base([part for part, _ in parts], dtype)
+    parts = [Parts.of(sample, HELD_OUT, random) for sample in samples]
+    base, whitening, scale = _base([part.kept for part in parts], dtype)
     objective, held_out = (
         Regression(
-            tuple(Resampled(part[which].points, part[which].weights) for part in parts),
+            tuple(Resampled(part.points, part.weights) for part in side),
             base,
             whitening,
             scale,
             as_dtype(edge_share, dtype),
         )
-        for which in (0, 1)
+        for side in ([part.kept for part in parts], [part.held_out for part in parts])
     )
-    network = network or MLP()
-    if isinstance(network, Architecture):
-        network = network.build(fold_in(key, 1), dim + len(samples), len(samples) * dim, dtype)
-    _check_heads(network, dim, len(samples), dtype)
+    sets = len(samples)
+    network = network_for(network or MLP(), fold_in(key, 1), dim, sets * dim, dtype, sets)
     trained = train(objective, network, fold_in(key, 2), training or Training(), held_out)
     fit = account_of("multimarginal", trained, time.perf_counter() - start)
     fit = dataclasses.replace(fit, columns=columns_of(data[0]))
@@ -236,22 +236,6 @@ def _base(samples: list[Sample], dtype: Any) -> tuple[GaussianComponents, Array,
     )
     whitening = as_dtype((vectors / np.sqrt(values)) @ vectors.T, dtype)
     return base, whitening, as_dtype(np.sqrt(np.mean(np.diagonal(pooled + ridge))), dtype)
-
-
-def _check_heads(network: Any, dim: int, sets: int, dtype: Any) -> None:
-    """Refuse a network without a head for each data set."""
-
-    def first_head(t, x, _):
-        alpha = jnp.zeros((x.shape[0], sets), x.dtype)
-        found = network(jnp.zeros((), x.dtype), x, alpha)
-        if found.shape != (x.shape[0], sets * dim):
-            raise ValueError(
-                f"the network must return (n, {sets * dim}), {dim} numbers for each of {sets} data "
-                f"sets; for n = {x.shape[0]} it returned {found.shape}."
-            )
-        return found[:, :dim]
-
-    check_width(first_head, dim, dtype)
 
 
 @eqx.filter_jit

@@ -225,9 +225,36 @@ class Convex(eqx.Module):
         return z + self.strength * jnp.sum(x**2, axis=1, keepdims=True) / 2
 
 
-def with_gradient(
-    potential: Any, t: Times, x: Float[Array, "n dim"], condition: Any = None
-) -> tuple[Float[Array, " n"], Float[Array, "n dim"]]:
-    """A scalar network's values, and their gradients in `x`."""
-    values, pull = jax.vjp(lambda x: potential(t, x, condition)[:, 0], x)
-    return values, pull(jnp.ones_like(values))[0]
+def network_for(
+    network: Any,
+    key: Key[Array, ""],
+    num_in: int,
+    num_out: int,
+    dtype: Any,
+    num_conditions: int = 0,
+) -> Any:
+    """A network of points of `num_in` coordinates: an architecture's, or the module given.
+
+    **Raises:** `ValueError` for a module that does not take such points, with conditions where
+    there are some, or returns another width.
+    """
+    if isinstance(network, Architecture):
+        network = network.build(key, num_in + num_conditions, num_out, dtype)
+    t, x, *conditions = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape in ((2,), (2, num_in), *([(2, num_conditions)] if num_conditions else []))
+    )
+    condition = conditions[0] if conditions else None
+    try:
+        found = eqx.filter_eval_shape(lambda net, *args: net(*args), network, t, x, condition)
+    except TypeError as error:
+        also = f"conditions (n, {num_conditions})" if num_conditions else "None"
+        raise ValueError(
+            f"the network does not take times (n,), points (n, {num_in}) and {also}: {error}"
+        ) from error
+    if getattr(found, "shape", None) != (2, num_out):
+        raise ValueError(
+            f"the network must return (n, {num_out}) for n points; for n = 2 it returned "
+            f"{getattr(found, 'shape', found)}."
+        )
+    return network

@@ -1,69 +1,154 @@
-"""What every map learned from pairs begins with: couplings, the affine path, a unit of length."""
+"""What every map learned from pairs begins with: parts of the data, pairs of them, a unit."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import as_dtype
-from driftbridge.transport.couplings import Coupling
-from driftbridge.transport.flow import BATCH, HELD_OUT_POOL, POOL, split, spread_of
+from driftbridge.transport.couplings import Coupling, Independent
 from driftbridge.transport.mccann import McCann, mccann
+from driftbridge.transport.measures import part_of
 from driftbridge.transport.minibatch import MinibatchOT
 from driftbridge.transport.points import Sample
+
+# Share of the points that are held out, and the least number of them.
+HELD_OUT, LEAST_HELD_OUT = 0.1, 16
+# Pairs of a batch, and batches of pairs that are made.
+BATCH, POOL = 256, 200
+
+
+class Parts(NamedTuple):
+    """A sample, what of it is trained on, and the rows that are held out."""
+
+    whole: Sample
+    kept: Sample
+    held_out: Sample
+    rows: Int[np.ndarray, " k"]
+
+    @property
+    def share_kept(self) -> float:
+        return 1 - len(self.rows) / len(self.whole.points)
+
+    @property
+    def test(self) -> Sample:
+        """What the map is looked at on: what is held out, or all where nothing is."""
+        return self.held_out if len(self.rows) else self.whole
+
+    @classmethod
+    def of(cls, sample: Sample, share: float, random: np.random.Generator) -> "Parts":
+        n = len(sample.points)
+        count = min(max(LEAST_HELD_OUT, round(share * n)), n // 2) if share > 0 else 0
+        order = random.permutation(n)
+        rows, rest = np.sort(order[:count]), np.sort(order[count:])
+        return cls(sample, part_of(sample, rest), part_of(sample, rows), rows)
 
 
 class Pairing(NamedTuple):
     """Pairs to train on and pairs held out, and the path of the affine map between the samples.
 
-    - `coupling`, `held_out`: of parts of the data that share no point.
+    - `coupling`, `held_out`: of the data; None where nothing is held out.
     - `base`: the field of the affine map, of the part trained on.
     - `scale`: root mean square, in a coordinate, of what pairs move beyond their mean.
-    - `source`, `target`: the parts trained on.
+    - `source`, `target`: the data and their parts.
     """
 
     coupling: Coupling
-    held_out: Coupling
+    held_out: Coupling | None
     base: McCann
     scale: Float[Array, ""]
-    source: Sample
-    target: Sample
+    source: Parts
+    target: Parts
+
+
+def check_share(held_out: float) -> None:
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must lie in [0, 1); got {held_out}.")
 
 
 def paired(
-    source: Sample, target: Sample, coupling: Coupling | Callable | None, key: Key[Array, ""]
+    source: Sample,
+    target: Sample,
+    coupling: Coupling | Callable | None,
+    key: Key[Array, ""],
+    held_out: float = HELD_OUT,
 ) -> Pairing:
-    """Split two samples and couple their parts.
+    """Hold out some points and couple the samples: see `couplings`.
 
-    **Arguments:** `coupling`: None for optimal pairs within batches of 256, a function of
-    `(x, y, key=key)`, or a coupling, which is then also what is held out; `key`: its numbers 0 to 3
-    are used here.
+    **Arguments:** `key`: its numbers 0 to 2 are used here; `held_out`: a share in [0, 1).
     """
     random = host_generator(fold_in(key, 0))
-    (source, source_held), (target, target_held) = (split(s, random) for s in (source, target))
+    first, second = (Parts.of(sample, held_out, random) for sample in (source, target))
+    pairs, held = couplings(first, second, coupling, fold_in(key, 1))
     dtype = source.points.dtype
-    trained_on = _coupled(source, target, coupling, POOL, fold_in(key, 1))
-    held_out = _coupled(source_held, target_held, coupling, HELD_OUT_POOL, fold_in(key, 3))
     return Pairing(
-        trained_on,
-        held_out,
-        mccann(*gaussians(source, target), dtype),
-        as_dtype(spread_of(trained_on, fold_in(key, 2)), dtype),
-        source,
-        target,
+        pairs,
+        held,
+        mccann(*gaussians(first.kept, second.kept), dtype),
+        as_dtype(spread_of(pairs, fold_in(key, 2)), dtype),
+        first,
+        second,
     )
 
 
-def _coupled(source: Sample, target: Sample, coupling: Any, pool: int, key: Any) -> Coupling:
+def couplings(
+    source: Parts, target: Parts, coupling: Coupling | Callable | None, key: Key[Array, ""]
+) -> tuple[Coupling, Coupling | None]:
+    """Pairs to train on, and pairs that are held out, None where no points are.
+
+    **Arguments:** `coupling`: None for optimal pairs within batches of 256; a function of
+    `(x, y, key=key)` and weights, points or random rows of them in, a coupling out; or a coupling,
+    which is then also what is held out.
+    """
+    holds_out = len(source.rows) > 0
     if isinstance(coupling, Coupling):
-        return coupling
-    weights = (s.weights if np.ptp(s.weights) > 0 else None for s in (source, target))
-    weights = dict(zip(("source_weights", "target_weights"), weights, strict=True))
-    points = source.points, target.points
+        return coupling, coupling if holds_out else None
+    if coupling is None:
+        pairs = coupled(source.whole, target.whole, None, key)
+        assert isinstance(pairs, MinibatchOT)
+        # Of pairs of all points: held-out ones among themselves would be farther apart.
+        return pairs.split(source.rows, target.rows) if holds_out else (pairs, None)
+    pairs = coupled(source.kept, target.kept, coupling, fold_in(key, 0))
+    if not holds_out:
+        return pairs, None
+    return pairs, coupled(source.held_out, target.held_out, coupling, fold_in(key, 1))
+
+
+def coupled(
+    source: Sample, target: Sample, coupling: Callable | None, key: Key[Array, ""]
+) -> Coupling:
+    """Two samples coupled by a function, or optimally within batches."""
+    points, weights = (source.points, target.points), weights_of(source, target)
     if coupling is not None:
         return coupling(*points, key=key, **weights)
-    return MinibatchOT(*points, batch_size=BATCH, pool=pool, key=key, **weights)
+    return MinibatchOT(*points, batch_size=BATCH, pool=POOL, key=key, **weights)
+
+
+def independent(x: Any, y: Any, key: Key[Array, ""], **weights: Any) -> Independent:
+    """The independent coupling, as a function that couples."""
+    return Independent(x, y, **weights)
+
+
+def weights_of(source: Sample, target: Sample) -> dict[str, Any]:
+    """Weights as arguments of a coupling, None where they are equal."""
+    weights = (s.weights if np.ptp(s.weights) > 0 else None for s in (source, target))
+    return dict(zip(("source_weights", "target_weights"), weights, strict=True))
+
+
+@eqx.filter_jit
+def drawn(coupling: Coupling, key: Key[Array, ""]) -> tuple[Array, Array]:
+    """Pairs from which scales are taken."""
+    return coupling.pairs(key, 1024)
+
+
+def spread_of(coupling: Coupling, key: Key[Array, ""]) -> float:
+    """Root mean square, in a coordinate, of what pairs are moved by beyond their mean."""
+    x, y = drawn(coupling, key)
+    moved = np.asarray(y, np.float64) - np.asarray(x, np.float64)
+    spread = float(np.sqrt(np.mean(np.var(moved, axis=0))))
+    return spread if spread > 0 else 1.0

@@ -12,27 +12,20 @@ from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
-from driftbridge.runtime.training import Objective, Training, train
+from driftbridge.runtime.training import Objective, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.assignment import assign, squared_distances
-from driftbridge.transport.base import Fit, TransportMap, as_dtype
+from driftbridge.transport.base import TransportMap, as_dtype
 from driftbridge.transport.convex_cost import ConvexCost, HalfSquare
 from driftbridge.transport.couplings import Coupling, Paired
-from driftbridge.transport.flow import (
-    BATCH,
-    POOL,
-    Flow,
-    FlowMatching,
-    Parts,
-    account_of,
-    check_width,
-    spread_of,
-)
+from driftbridge.transport.flow import Flow, FlowMatching
 from driftbridge.transport.flow_map import FlowMap
+from driftbridge.transport.learned import account_of, with_numbers
 from driftbridge.transport.mccann import McCann, mccann
-from driftbridge.transport.minibatch import stream
-from driftbridge.transport.networks import Architecture
+from driftbridge.transport.minibatch import separated, stream
+from driftbridge.transport.networks import network_for
 from driftbridge.transport.optimality import mean_cost, optimality_gap
+from driftbridge.transport.pairing import BATCH, POOL, Parts, couplings, spread_of
 from driftbridge.transport.points import Sample
 
 Ends = tuple[Float[np.ndarray, "n dim"], Int[np.ndarray, " n"]]
@@ -174,18 +167,18 @@ class Rectified(Flow):
         start = time.perf_counter()
         random = host_generator(fold_in(key, 0))
         begins, ends = (Parts.of(sample, self.held_out, random) for sample in (source, target))
-        coupling, held = self._couplings(begins, ends, fold_in(key, 1))
+        coupling, held = couplings(begins, ends, self.coupling, fold_in(key, 1))
         base = self.base(*gaussians(begins.kept, ends.kept), source.points.dtype)
         model = self._network(source.points, fold_in(key, 4))
         first = self._objective(coupling, base, fold_in(key, 2))
-        test = (begins.held_out if self.held_out > 0 else source).points
+        test = begins.test.points
         numbers, found = {}, None
         for k in range(self.rounds):
             if found is not None:
                 coupling, held = reflowed(found, begins, ends, self.endpoints, random, k)
             objective = on_pairs(first, coupling)
             held_out = None if held is None else on_pairs(first, held)
-            training = of_round(self.training, k + 1)
+            training = self.training.part(str(k + 1))
             trained = train(objective, model, fold_in(key, 5 + k), training, held_out)
             model = trained.model
             account = account_of(self.name, trained, time.perf_counter() - start)
@@ -203,22 +196,10 @@ class Rectified(Flow):
         return HalfSquare()
 
     def _network(self, points: Float[np.ndarray, "n dim"], key: Key[Array, ""]) -> Any:
-        dim, dtype = points.shape[1], points.dtype
-        network = self.network
-        if isinstance(network, Architecture):
-            network = network.build(key, dim, dim, dtype)
-        check_width(network, dim, dtype)
-        return network
+        return network_for(self.network, key, points.shape[1], points.shape[1], points.dtype)
 
     def _objective(self, coupling: Coupling, base: McCann, key: Key[Array, ""]) -> Any:
         return FlowMatching(coupling, base, as_dtype(spread_of(coupling, key), base.shift.dtype))
-
-
-def of_round(training: Training, number: int) -> Training:
-    """The training with a checkpoint of its own for each round."""
-    if training.checkpoint is None:
-        return training
-    return dataclasses.replace(training, checkpoint=f"{training.checkpoint}.{number}")
 
 
 def reflowed(
@@ -235,13 +216,9 @@ def reflowed(
     image = np.asarray(found(source.whole.points))[rows]
     ends, columns = endpoints.of(image, target.whole, random, number)
     held = np.isin(rows, source.rows) | np.isin(columns, target.rows)
-    # Sizes that depend on the numbers alone, so that programs serve other data.
-    kept = [1 - len(part.rows) / len(part.whole.points) for part in (source, target)]
-    size = round(kept[0] * kept[1] * len(rows))
-    without, within = (np.flatnonzero(~held), size), (np.flatnonzero(held), len(rows) - size)
+    share = source.share_kept * target.share_kept
     pairs = [
-        Paired(source.whole.points[rows[at]], ends[at])
-        for at in (np.resize(*chosen) for chosen in (without, within) if len(chosen[0]))
+        Paired(source.whole.points[rows[at]], ends[at]) for at in separated(held, share) if len(at)
     ]
     return pairs[0], pairs[1] if len(pairs) > 1 else None
 
@@ -259,11 +236,6 @@ def translation(*arguments: Any) -> McCann:
 def on_pairs(objective: Objective, pairs: Coupling) -> Any:
     """The same objective on other pairs."""
     return dataclasses.replace(objective, coupling=pairs)
-
-
-def with_numbers(fit: Fit, numbers: dict[str, Any]) -> Fit:
-    """An account with more numbers."""
-    return dataclasses.replace(fit, numbers=(*fit.numbers, *numbers.items()))
 
 
 def _rows(sample: Sample, count: int, random: np.random.Generator) -> np.ndarray:

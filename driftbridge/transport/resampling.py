@@ -84,6 +84,24 @@ def normals(key: Key[Array, ""], shape: tuple[int, ...], dtype) -> Float[Array, 
     return lax.erf_inv(jnp.maximum(unit * (1 - low) + low, low)) * np.asarray(math.sqrt(2), dtype)
 
 
+def even_times(key: Key[Array, ""], n: int, dtype: Any) -> Float[Array, " n"]:
+    """`n` times that are each uniform on [0, 1), one in each `n`-th part of it."""
+    return (jnp.arange(n, dtype=dtype) + unit_floats(key, n, dtype)) / n
+
+
+def systematic(
+    weights: Float[np.ndarray, " n"], count: int, random: np.random.Generator
+) -> Int[np.ndarray, " count"]:
+    """`count` rows in order, each as often as its weight says up to one: without bias.
+
+    Kitagawa (1996), "Monte Carlo filter and smoother for non-Gaussian nonlinear state space
+    models", appendix.
+    """
+    upper = np.cumsum(weights)
+    points = (random.random() + np.arange(count)) / count * upper[-1]
+    return np.minimum(np.searchsorted(upper, points, side="right"), len(weights) - 1)
+
+
 def _bits(key: Key[Array, ""], n: int) -> UInt32[Array, " n"]:
     if not draws_here(key, jnp.float32):
         return jax.random.bits(key, (n,), jnp.uint32)

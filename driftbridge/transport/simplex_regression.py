@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Key
 from driftbridge.runtime.products import product
 from driftbridge.runtime.threefry import fold_in, unit_floats
 from driftbridge.runtime.training import Objective
-from driftbridge.transport.flow import even_times
-from driftbridge.transport.resampling import Draw
+from driftbridge.transport.resampling import Draw, even_times
 
 
 class GaussianComponents(eqx.Module):

@@ -11,9 +11,9 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.base import Times, as_dtype
 from driftbridge.transport.couplings import Coupling, Paired
 from driftbridge.transport.exact import optimal_coupling
-from driftbridge.transport.flow import even_times, weights_of
-from driftbridge.transport.minibatch import MinibatchOT
+from driftbridge.transport.pairing import coupled
 from driftbridge.transport.points import Sample
+from driftbridge.transport.resampling import even_times
 
 # Up to this many points on each side neighbours are coupled as a whole.
 WHOLE = 2000
@@ -112,4 +112,4 @@ def couple(source: Sample, target: Sample, key: Key[Array, ""]) -> Coupling:
         )
         x, y = source.points[found.rows], target.points[found.columns]
         return Paired(x, y, found.mass / found.mass.sum())
-    return MinibatchOT(source.points, target.points, key=key, **weights_of(source, target))
+    return coupled(source, target, None, key)

@@ -1,5 +1,6 @@
 """Solutions of stochastic differential equations with additive noise, a batch of points at once."""
 
+import abc
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -7,13 +8,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.resampling import normals
 
 # `drift(t, x)` at one time for all.
 Drift = Callable[[Float[Array, ""], Float[Array, "n dim"]], Float[Array, "n dim"]]
+# `noise(k)`: standard normals of step `k`, one row for each point.
+Noise = Callable[[Int[Array, ""]], Float[Array, "n dim"]]
 # `volatility(t)`.
 Volatility = Callable[[Float[Array, ""]], Float[Array, ""]]
 
@@ -23,9 +26,9 @@ class StochasticScheme(eqx.Module):
 
     weak_order: ClassVar[int]
 
+    @abc.abstractmethod
     def step(self, drift: Drift, t: Array, x: Array, h: Array, noise: Array) -> Array:
         """The state at `t + h`; `noise` is that of the whole step, with its variance."""
-        raise NotImplementedError
 
 
 class EulerMaruyama(StochasticScheme):
@@ -58,7 +61,7 @@ def simulate(
     drift: Drift,
     volatility: Volatility,
     x: Float[Array, "n dim"],
-    keys: Key[Array, " n"],
+    noise: Noise,
     start: Any,
     end: Any,
     num_steps: int,
@@ -66,18 +69,25 @@ def simulate(
 ) -> Float[Array, "n dim"]:
     """`dx = drift dt + sqrt(volatility) dW` from `start` to `end`, by `num_steps` equal steps.
 
-    Where `end < start` the process runs back, and `dt` is negative. Each row has a key, so that its
-    path does not depend on the rows beside it; the noise of a step has the volatility of its
-    middle.
+    Where `end < start` the process runs back, and `dt` is negative. The noise of a step has the
+    volatility of its middle.
     """
-    dtype, dim = x.dtype, x.shape[1]
+    dtype = x.dtype
     start, end = jnp.asarray(start, dtype), jnp.asarray(end, dtype)
     h = (end - start) / num_steps
 
     def step(x, k):
         t = start + k.astype(dtype) * h
-        drawn = jax.vmap(lambda key: normals(fold_in(key, k), (dim,), dtype))(keys)
         spread = jnp.sqrt(jnp.abs(h) * jnp.asarray(volatility(t + h / 2), dtype))
-        return scheme.step(drift, t, x, h, spread * drawn), None
+        return scheme.step(drift, t, x, h, spread * noise(k)), None
 
     return lax.scan(step, x, jnp.arange(num_steps))[0]
+
+
+def noise_of(keys: Key[Array, " n"], dim: int, dtype: Any) -> Noise:
+    """Noise of a key for each row, so that a path does not depend on the rows beside it."""
+
+    def noise(k: Int[Array, ""]) -> Float[Array, "n dim"]:
+        return jax.vmap(lambda key: normals(fold_in(key, k), (dim,), dtype))(keys)
+
+    return noise

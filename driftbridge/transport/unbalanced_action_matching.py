@@ -13,12 +13,11 @@ from driftbridge.runtime.training import train
 from driftbridge.transport.action_matching import ActionLoss, ActionMatching
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Times, as_dtype
-from driftbridge.transport.c_rectified import scalar_network
-from driftbridge.transport.flow import account_of
 from driftbridge.transport.gaussian_action import quadratic_potential
+from driftbridge.transport.learned import account_of, with_numbers
+from driftbridge.transport.networks import network_for
 from driftbridge.transport.points import Sample
 from driftbridge.transport.potential import Derivatives, derivatives, unit_of, with_network
-from driftbridge.transport.rectified import with_numbers
 from driftbridge.transport.weighted_flow_map import WeightedFlowMap, weight_messages
 
 
@@ -111,7 +110,7 @@ class UnbalancedActionMatching(ActionMatching):
             for path in (ready.path, ready.held_out)
         )
         assert objective is not None
-        network = scalar_network(self.network, source.points, fold_in(key, 4))
+        network = network_for(self.network, fold_in(key, 4), source.points.shape[1], 1, dtype)
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         found = WeightedFlowMap(
             account_of(self.name, trained, time.perf_counter() - start),

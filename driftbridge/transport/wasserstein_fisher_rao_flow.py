@@ -16,12 +16,14 @@ from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.assignment import assign, squared_distances
 from driftbridge.transport.base import Method, Times, as_dtype
-from driftbridge.transport.flow import account_of, even_times, split
 from driftbridge.transport.integration import RungeKutta4, Scheme
+from driftbridge.transport.learned import account_of
 from driftbridge.transport.marginal_path import MarginalPath, Weighted
 from driftbridge.transport.mccann import McCann, mccann
-from driftbridge.transport.networks import MLP, Architecture
+from driftbridge.transport.networks import MLP, network_for
+from driftbridge.transport.pairing import HELD_OUT, Parts
 from driftbridge.transport.points import Sample
+from driftbridge.transport.resampling import even_times
 from driftbridge.transport.unbalanced_action_matching import check_growth, with_weights
 from driftbridge.transport.wasserstein_fisher_rao import (
     Travelled,
@@ -174,14 +176,14 @@ class WassersteinFisherRao(Method):
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> WeightedFlowMap:
         start = time.perf_counter()
         random, dtype = host_generator(fold_in(key, 0)), source.points.dtype
-        (source, source_held), (target, target_held) = (split(s, random) for s in (source, target))
-        moved = displacement(source, target, random)
+        begins, ends = (Parts.of(sample, HELD_OUT, random) for sample in (source, target))
+        moved = displacement(begins.kept, ends.kept, random)
         delta = self.delta or moved
         # The cost of the usual pair is the square of its angle, and nothing costs more than 2.
         epsilon = self.share * min(1.0, (moved / (2 * delta)) ** 2)
         settings = delta, self.mass_ratio, epsilon, self.batch_size, random
-        pairs, unsolved = travelling_pairs(source, target, PAIRS, *settings)
-        held, _ = travelling_pairs(source_held, target_held, HELD_OUT_PAIRS, *settings)
+        pairs, unsolved = travelling_pairs(begins.kept, ends.kept, PAIRS, *settings)
+        held, _ = travelling_pairs(begins.held_out, ends.held_out, HELD_OUT_PAIRS, *settings)
         action = float(np.mean(wfr_diracs(*pairs, delta)))
         path, held = (
             TravellingMasses(*(as_dtype(part, dtype) for part in (*found, delta)))
@@ -191,10 +193,8 @@ class WassersteinFisherRao(Method):
         rate, scale = float(np.log(self.mass_ratio)), float(np.sqrt(2 * action / base.shift.size))
         numbers = (as_dtype(n, dtype) for n in (scale or 1.0, rate, delta))
         form = Growing(base, None, *numbers)
-        network = self.network
-        if isinstance(network, Architecture):
-            dim = source.points.shape[1]
-            network = network.build(fold_in(key, 4), dim, dim + 1, dtype)
+        dim = source.points.shape[1]
+        network = network_for(self.network, fold_in(key, 4), dim, dim + 1, dtype)
         objective, held_out = GrowingMatch(path, form), GrowingMatch(held, form)
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         account = account_of(self.name, trained, time.perf_counter() - start)
@@ -210,7 +210,7 @@ class WassersteinFisherRao(Method):
             self.num_steps,
             self.scheme,
         )
-        return with_weights(found, source_held.points, {"delta": delta, "path_action": action})
+        return with_weights(found, begins.held_out.points, {"delta": delta, "path_action": action})
 
 
 def moved_parts(path: TravellingMasses) -> tuple[Sample, Sample]:

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import as_key, host_generator
-from driftbridge.transport.base import Times, check_times
+from driftbridge.transport.base import Times
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.integration import integrate
-from driftbridge.transport.points import as_rows, like_rows, traced
+from driftbridge.transport.points import as_rows, like_rows
+from driftbridge.transport.resampling import systematic
 
 # Share of the points of which the effective number, below it, is said.
 FEW = 0.5
@@ -35,12 +35,7 @@ class WeightedFlowMap(FlowMap):
 
         **Raises:** `ValueError` for times outside [0, 1].
         """
-        rows = as_rows(x, "x", self.dim, self.fit.columns)
-        batch = rows if rows.ndim > 1 else rows[None]
-        if not (traced(t) or traced(rows)):
-            check_times(t)
-        found = _growth(self.field, jnp.asarray(t, self.dtype), jnp.asarray(batch, self.dtype))
-        return like_rows(found if rows.ndim > 1 else found[0], rows)
+        return self._at_times("_growth", t, x)
 
     def log_weights(self, x: Any) -> Any:
         """`log w` at time 1 of points that start with weight 1: the mass that ends at `T(x)` over
@@ -86,14 +81,15 @@ class WeightedFlowMap(FlowMap):
         return super().report(rows[self._drawn(key, rows)], y, key)
 
     def _drawn(self, key: int | Key[Array, ""], rows: Any) -> np.ndarray:
-        upper = np.cumsum(self._relative_weights(rows))
-        offset = host_generator(as_key(key)).random()
-        wanted = (offset + np.arange(len(upper))) / len(upper) * upper[-1]
-        return np.minimum(np.searchsorted(upper, wanted, side="right"), len(upper) - 1)
+        weights = self._relative_weights(rows)
+        return systematic(weights, len(weights), host_generator(as_key(key)))
 
     def _relative_weights(self, x: Any) -> Float[np.ndarray, " n"]:
         values = np.asarray(self.log_weights(x), np.float64)
         return np.exp(values - values.max())
+
+    def _growth(self, x: Float[Array, "n dim"], t: Times) -> Float[Array, " n"]:
+        return self.field.rates(t, x)[1]
 
     def _log_weights(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
         def rates(t, state):
@@ -101,11 +97,6 @@ class WeightedFlowMap(FlowMap):
 
         start = x, jnp.zeros(x.shape[0], x.dtype)
         return integrate(rates, start, 0, 1, self.num_steps, self.scheme)[1]
-
-
-@eqx.filter_jit
-def _growth(field: Any, t: Times, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
-    return field.rates(t, x)[1]
 
 
 def weight_messages(found: WeightedFlowMap, x: Float[np.ndarray, "n dim"]) -> tuple[str, ...]:

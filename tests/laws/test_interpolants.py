@@ -13,7 +13,7 @@ from driftbridge.runtime.keys import as_key
 from driftbridge.transport.base import Fit
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.fields import EmpiricalField
-from driftbridge.transport.frames import Still, whitened
+from driftbridge.transport.frames import Unmoved, whitened
 from driftbridge.transport.gammas import Brownian, NoNoise, SineSquared, Squared
 from driftbridge.transport.gaussian_fields import GaussianField, MixtureField
 from driftbridge.transport.integration import Euler
@@ -339,7 +339,7 @@ def test_a_moving_frame_changes_coordinates_only(x64):
     assert np.allclose(made.velocity(0.5, middle), (after - before) / (2 * step), atol=1e-5)
     jacobian = jax.vmap(jax.jacfwd(lambda p: made(p)))(x)
     assert np.allclose(made.log_det(x), np.linalg.slogdet(jacobian)[1], atol=1e-8)
-    still = dataclasses.replace(made, frame=Still())
+    still = dataclasses.replace(made, frame=Unmoved())
     assert np.allclose(still(x), x, atol=1e-8)
 
 
@@ -358,7 +358,7 @@ def test_losses_are_least_at_the_truth(x64, loss, gamma):
     field = GaussianField([0.0], [[1.0]], [0.0], [[1.0]], Linear(), gamma)
     # Another field as the base, so that what is learned is not zero.
     base = whitened_field(np.eye(1) / 2, Linear(), gamma, float)
-    objective = loss(NormalPairs(), Still(), base)
+    objective = loss(NormalPairs(), Unmoved(), base)
     truth = {VelocityLoss: field.velocity, ScoreLoss: field.score, DenoiserLoss: field.denoiser}
 
     def at(c, key):

@@ -20,10 +20,10 @@ from driftbridge.transport.data_metric import (
 from driftbridge.transport.flow import FlowMatching
 from driftbridge.transport.mccann import mccann
 from driftbridge.transport.metric_flow import (
+    BentMatching,
     BentPath,
     MetricEnergy,
     MetricFlow,
-    PathMatching,
     Timeless,
 )
 from driftbridge.transport.networks import MLP
@@ -136,7 +136,7 @@ def test_along_straight_paths_it_is_flow_matching(x64):
     equal = np.full(len(x), 0.01)
     base = mccann(*gaussians(Sample(x, equal), Sample(y, equal)), np.float64)
     straight = BentPath(MLP(8, 2).build(as_key(0), 4, 2, np.float64), jnp.zeros(2), scale)
-    bent = PathMatching(coupling, straight, base, scale, jnp.zeros(()))
+    bent = BentMatching(coupling, straight, base, scale, jnp.zeros(()))
     plain = FlowMatching(coupling, base, scale)
     network = MLP(8, 2).build(as_key(1), 2, 2, np.float64)
     network = jax.tree.map(lambda leaf: leaf + RANDOM.normal(size=leaf.shape), network)

@@ -16,12 +16,12 @@ from driftbridge.transport.base import Fit
 from driftbridge.transport.c_rectified import CRectified, FenchelYoung
 from driftbridge.transport.convex_cost import HalfSquare, Power
 from driftbridge.transport.couplings import Independent, Paired
-from driftbridge.transport.flow import Parts
 from driftbridge.transport.flow_map import FlowMap
 from driftbridge.transport.gaussian_rectified import c_rectified_gaussians, rectified_gaussians
 from driftbridge.transport.mccann import mccann
 from driftbridge.transport.measures import Moments
 from driftbridge.transport.optimality import optimality_gap
+from driftbridge.transport.pairing import Parts
 from driftbridge.transport.points import Sample
 from driftbridge.transport.potential import GradientField, Potential, derivatives, laplacian
 from driftbridge.transport.rectified import (
