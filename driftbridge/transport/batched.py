@@ -151,15 +151,4 @@ def plan_of(ready: Prepared, f, g, error, iterations, status) -> EntropicPlan:
     """The plan of one of the problems."""
     f, g = f[: len(ready.problem.a)], g[: len(ready.problem.b)]
     f, g, error, iterations, code = jax.device_put((f, g, error, iterations, status))
-    return EntropicPlan(
-        x=ready.points[0],
-        y=ready.points[1],
-        problem=ready.problem,
-        centred_f=f,
-        centred_g=g,
-        centres=ready.centres,
-        error=error,
-        num_iterations=iterations,
-        code=code,
-        account=ACCOUNT,
-    )
+    return EntropicPlan.of(ready, f, g, error, iterations, code, ACCOUNT)

@@ -15,6 +15,7 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import bures, gaussians
 from driftbridge.transport.base import Method, as_dtype
+from driftbridge.transport.batch_distances import squared_energy_distance
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.flow_map import FlowMap, Residual
 from driftbridge.transport.integration import RungeKutta4, Scheme, integrate
@@ -178,28 +179,6 @@ def curvature(found: FlowMap, x: Any) -> float:
     Lee, Kim and Ye (2023), arXiv 2301.12003.
     """
     return float(_curvature(found, jnp.asarray(x, found.dtype)))
-
-
-def squared_energy_distance(x: Float[Array, "n dim"], y: Float[Array, "n dim"]) -> Float[Array, ""]:
-    """`2 E |x - y| - E |x - x'| - E |y - y'|` over distinct points: without bias, 0 in the mean for
-    one law.
-
-    Székely and Rizzo (2013), Journal of Statistical Planning and Inference 143.
-    """
-    n = x.shape[0]
-    within = n * (n - 1)
-    return (
-        2 * jnp.mean(_distances(x, y))
-        - jnp.sum(_distances(x, x)) / within
-        - jnp.sum(_distances(y, y)) / within
-    )
-
-
-def _distances(x: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Array, "n m"]:
-    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None, :]
-    squares = jnp.maximum(squares - 2 * product(x, y.T), 0)
-    # The root has a derivative at zero only above it; the diagonal counts for nothing.
-    return jnp.where(squares > 1e-6, jnp.sqrt(jnp.maximum(squares, 1e-6)), 0)
 
 
 @eqx.filter_jit

@@ -16,6 +16,7 @@ from driftbridge.transport.certificate import Certificate, certified
 from driftbridge.transport.entropic_problem import Problem
 from driftbridge.transport.iterate import STATUS
 from driftbridge.transport.padding import bucket, padded, trimmed
+from driftbridge.transport.prepared import Prepared
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +210,23 @@ class EntropicPlan(eqx.Module):
         rows = jax.device_put(padded(centred, size))
         return Problem(rows, problem.y, weights, problem.b, problem.epsilon, problem.cost), len(
             points
+        )
+
+    @classmethod
+    def of(cls, ready: Prepared, f, g, error, iterations, code, account: Solved, **more: Any):
+        """The plan of a prepared problem, from potentials of it and what is known of them."""
+        return cls(
+            x=ready.points[0],
+            y=ready.points[1],
+            problem=ready.problem,
+            centred_f=f,
+            centred_g=g,
+            centres=ready.centres,
+            error=error,
+            num_iterations=iterations,
+            code=code,
+            account=account,
+            **more,
         )
 
     def _shift(self, centred: np.ndarray, sign: int) -> np.ndarray:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from driftbridge.runtime.products import product
 from driftbridge.runtime.training import Objective
 from driftbridge.transport.base import Learned, Times
+from driftbridge.transport.batch_distances import distances
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.flow_map import Residual
 from driftbridge.transport.mccann import McCann
@@ -104,14 +104,3 @@ class ImageDistance(Objective):
         between = 2 * distances(image, y).mean()
         within = distances(image, image).mean() + distances(y, y).mean()
         return (between - within) / (trained.scale * np.sqrt(x.shape[1]))
-
-
-def distances(x: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Array, "n m"]:
-    """Distances between all points of two batches, with a gradient of 0 where they meet."""
-    centre = jnp.mean(y, axis=0, keepdims=True)
-    x, y = x - centre, y - centre
-    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None]
-    squares = squares - 2 * product(x, y.T)
-    # Differences of squares are right to the rounding of the squares.
-    least = 4 * jnp.finfo(x.dtype).eps * jnp.mean(jnp.abs(squares))
-    return jnp.sqrt(jnp.maximum(squares, least))

@@ -75,18 +75,9 @@ def sinkhorn(
     f, g, error, iterations, status = to_tolerance(
         choice, problem, iterate, float(tolerance), int(max_iterations), progress, mesh
     )
-    return EntropicPlan(
-        x=ready.points[0],
-        y=ready.points[1],
-        problem=problem,
-        centred_f=f,
-        centred_g=g,
-        centres=ready.centres,
-        error=error,
-        num_iterations=iterations,
-        code=jax.device_put(np.int32(status)),
-        account=Solved(choice.method, choice.reason),
-    )
+    account = Solved(choice.method, choice.reason)
+    code = jax.device_put(np.int32(status))
+    return EntropicPlan.of(ready, f, g, error, iterations, code, account)
 
 
 def check(tolerance: SupportsFloat, max_iterations: int, method: str) -> None:

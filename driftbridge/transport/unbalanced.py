@@ -207,19 +207,8 @@ def _resumed(state: Relaxed) -> Relaxed:
 
 def _plan(ready, state: Relaxed, value: Array, account: Solved) -> UnbalancedPlan:
     half = state.multiplier / 2
-    return UnbalancedPlan(
-        x=ready.points[0],
-        y=ready.points[1],
-        problem=ready.problem,
-        centred_f=state.f + half,
-        centred_g=state.g + half,
-        centres=ready.centres,
-        error=state.error,
-        num_iterations=state.iterations,
-        code=state.status,
-        account=account,
-        value=value,
-    )
+    found = (state.f + half, state.g + half, state.error, state.iterations, state.status)
+    return UnbalancedPlan.of(ready, *found, account, value=value)
 
 
 @jax.jit

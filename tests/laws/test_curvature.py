@@ -11,11 +11,11 @@ from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.training import Training
 from driftbridge.transport import energy_distance
 from driftbridge.transport.base import Fit
+from driftbridge.transport.batch_distances import squared_energy_distance
 from driftbridge.transport.couplings import Independent
 from driftbridge.transport.curvature import (
     MinimalCurvature,
     curvature,
-    squared_energy_distance,
 )
 from driftbridge.transport.flow import Flow
 from driftbridge.transport.flow_map import FlowMap

@@ -14,8 +14,9 @@ from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.training import Training
 from driftbridge.transport import Independent, NotSupported
+from driftbridge.transport.batch_distances import distances
 from driftbridge.transport.consistency import Consistency, ConsistencyFlow
-from driftbridge.transport.few_step_map import FewStepMap, Jump, StraightJump, distances
+from driftbridge.transport.few_step_map import FewStepMap, Jump, StraightJump
 from driftbridge.transport.flow_map import Residual
 from driftbridge.transport.mccann import mccann
 from driftbridge.transport.measures import Moments
