@@ -57,7 +57,7 @@ def _tiles(report: "MapReport") -> tuple[Tile, ...]:
         Tile(
             "Above the least cost",
             f"{100 * max(report.cost_there / max(low, 1e-300) - 1, 0):.2g} %",
-            f"certified within {100 * (high - low) / max(high, 1e-300):.1g} %",
+            f"certified within {100 * max(high - low, 0.0) / max(high, 1e-300):.1g} %",
         ),
     ]
     if report.round_trip is not None:

@@ -1,5 +1,6 @@
 """The report of a map: its numbers, its sentence, its page."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import pytest
 
 import driftbridge as db
 from driftbridge import map_plots, map_report
-from driftbridge.transport import Corrected
+from driftbridge.transport import Corrected, Flow, Training
+from driftbridge.transport.report import Bounds
 
 
 def clouds(n, seed, shift=3.0):
@@ -88,3 +90,21 @@ def test_pictures_in_any_dimension(dim):
     report = db.fit_map(x, y, "affine").report(x, y)
     assert map_plots.clouds(report).axes
     assert map_plots.columns(report, 2).axes
+
+
+def test_an_interval_closed_to_rounding_is_certified_to_nothing(reported, tmp_path):
+    upper = reported[1].optimal.upper
+    crossed = dataclasses.replace(reported[1], optimal=Bounds(upper * (1 + 1e-15), upper))
+    page = map_report.write(crossed, tmp_path / "page.html").read_text()
+    assert "certified within 0 %" in page
+
+
+def test_a_flow_says_how_points_move(tmp_path):
+    x, y = clouds(120, 3)
+    fitted = db.fit_map(x, y, Flow(training=Training(num_steps=5, batch_size=16)))
+    report = fitted.report(*clouds(60, 4))
+    assert report.motion is not None and report.motion.steps == 1  # straight paths, as good as
+    assert report.to_dict()["motion"]["energy"] == report.motion.energy
+    assert "path energy" in str(report)
+    page = map_report.write(report, tmp_path / "page.html").read_text()
+    assert "Curvature" in page and "Rotation" in page

@@ -44,19 +44,25 @@ def check_same(first: Sample, second: Sample, name: str, key: Key[Array, ""]) ->
 
     **Raises:** `ValueError` with the largest distance of a projection.
     """
-    worst = 0.0
-    for one, other in zip(_projections(first, key), _projections(second, key), strict=True):
-        ends = np.sort(np.concatenate([one, other]))
-        levels = [_distribution(a, s.weights, ends) for a, s in ((one, first), (other, second))]
-        worst = max(worst, np.abs(levels[0] - levels[1]).max())
-    sizes = [effective_size(s.weights) for s in (first, second)]
-    bound = SAME_BOUND * np.sqrt(1 / sizes[0] + 1 / sizes[1])
+    worst, bound = apart(first, second, key)
     if worst > bound:
         raise ValueError(
             f"{name} goes from a law to itself, and source and target differ: along a direction "
             f"their distribution functions are {worst:.3g} apart (draws of one law stay below "
             f"{bound:.3g}). Take a path such as Linear()."
         )
+
+
+def apart(first: Sample, second: Sample, key: Key[Array, ""]) -> tuple[float, float]:
+    """The largest distance of two distribution functions of a projection, and what draws of one
+    law stay below."""
+    worst = 0.0
+    for one, other in zip(_projections(first, key), _projections(second, key), strict=True):
+        ends = np.sort(np.concatenate([one, other]))
+        levels = [_distribution(a, s.weights, ends) for a, s in ((one, first), (other, second))]
+        worst = max(worst, float(np.abs(levels[0] - levels[1]).max()))
+    sizes = [effective_size(s.weights) for s in (first, second)]
+    return worst, float(SAME_BOUND * np.sqrt(1 / sizes[0] + 1 / sizes[1]))
 
 
 def _projections(sample: Sample, key: Key[Array, ""]) -> Float[np.ndarray, "directions n"]:

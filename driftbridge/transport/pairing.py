@@ -12,6 +12,7 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import as_dtype
 from driftbridge.transport.couplings import Coupling, Independent
+from driftbridge.transport.likeness import apart
 from driftbridge.transport.mccann import McCann, mccann
 from driftbridge.transport.measures import part_of
 from driftbridge.transport.minibatch import MinibatchOT
@@ -104,9 +105,12 @@ def couplings(
     **Arguments:** `coupling`: None for optimal pairs within batches of 256; a function of
     `(x, y, key=key)` and weights, points or random rows of them in, a coupling out; or a coupling,
     which is then also what is held out.
+
+    **Raises:** `ValueError` for a coupling of one's own whose points are not of the data's laws.
     """
     holds_out = len(source.rows) > 0
     if isinstance(coupling, Coupling):
+        check_marginals(coupling, source.whole, target.whole, fold_in(key, 2))
         return coupling, coupling if holds_out else None
     if coupling is None:
         pairs = coupled(source.whole, target.whole, None, key)
@@ -114,9 +118,35 @@ def couplings(
         # Of pairs of all points: held-out ones among themselves would be farther apart.
         return pairs.split(source.rows, target.rows) if holds_out else (pairs, None)
     pairs = coupled(source.kept, target.kept, coupling, fold_in(key, 0))
+    check_marginals(pairs, source.kept, target.kept, fold_in(key, 2))
     if not holds_out:
         return pairs, None
     return pairs, coupled(source.held_out, target.held_out, coupling, fold_in(key, 1))
+
+
+def check_marginals(
+    coupling: Coupling, source: Sample, target: Sample, key: Key[Array, ""]
+) -> None:
+    """Refuse a coupling whose source or target points are not of the laws of the data.
+
+    **Raises:** `ValueError` with the largest distance of a projection.
+    """
+    for name, points, sample in zip(
+        ("source", "target"), drawn(coupling, fold_in(key, 0)), (source, target), strict=True
+    ):
+        if points.shape[1] != sample.points.shape[1]:
+            raise ValueError(
+                f"the coupling's {name} points have {points.shape[1]} coordinates, those of the "
+                f"data {sample.points.shape[1]}."
+            )
+        even = np.full(len(points), 1 / len(points))
+        worst, bound = apart(Sample(np.asarray(points), even), sample, fold_in(key, 1))
+        if worst > bound:
+            raise ValueError(
+                f"the coupling does not have the law of the {name} as its marginal: along a "
+                f"direction their distribution functions are {worst:.3g} apart (draws of one law "
+                f"stay below {bound:.3g})."
+            )
 
 
 def coupled(

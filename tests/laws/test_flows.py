@@ -10,6 +10,7 @@ import pytest
 import driftbridge as db
 from driftbridge.runtime.training import Training
 from driftbridge.transport.affine import bures
+from driftbridge.transport.couplings import Independent
 from driftbridge.transport.flow import Flow
 from driftbridge.transport.flow_map import FlowMap, Residual, Still, divergence
 from driftbridge.transport.integration import Euler, Heun, RungeKutta4, integrate
@@ -184,3 +185,34 @@ def test_bad_times_are_named(learned):
         learned.velocity(1.5, x)
     with pytest.raises(ValueError, match="times must increase"):
         learned.trajectory(x, [0.5, 0.1])
+
+
+def shifted(x, y, key=0, **weights):
+    return Independent(x + 1, y)
+
+
+def flat(x, y, key=0, **weights):
+    return Independent(x[:, :1], y[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("coupling", "message"),
+    [
+        (shifted, "not have the law of the source as its marginal"),
+        (Independent(*mixture(500, 3)[::-1]), "not have the law of the source as its marginal"),
+        (flat, "source points have 1 coordinates, those of the data 2"),
+    ],
+)
+def test_a_coupling_that_breaks_the_marginals_is_named(coupling, message):
+    with pytest.raises(ValueError, match=message):
+        db.fit_map(*mixture(400, 0), Flow(coupling=coupling, training=QUICK))
+
+
+def test_a_coupling_of_other_draws_of_the_laws_is_taken():
+    # 400 data and 1024 draws of 500 others: the bound is 3 (1 / 1024 + 1 / 400)^(1 / 2), .18, where
+    # two samples of 400 and 500 differ by .05 to .1.
+    none = dataclasses.replace(QUICK, num_steps=0)
+    found = db.fit_map(
+        *mixture(400, 0), Flow(coupling=Independent(*mixture(500, 3)), training=none)
+    )
+    assert found.fit.converged
