@@ -2,30 +2,32 @@
 
     python -m benchmarks.population_cost [--draws N] [--points N] [--save] [--small]
 
-Each draw has so many fresh points a side, and the exact cost of their optimal assignment: prices
-from entropic transport say which pairs can be in it, the assignment of least cost among those is
-found, and potentials that no pair violates prove that no other pair would have helped. The mean
-over draws has a bias of the order of `log(n) / n`, and the standard error printed.
+Each draw has so many fresh points a side, and the exact cost of their optimal assignment. Prices
+from entropic transport say which pairs can be in it; the assignment of least cost among those is
+found, with prices that none of them violates; pairs that violate these prices are added, until
+there are none: then no other pair would have helped. The mean over draws has a bias of the order of
+`log(n) / n`, and the standard error printed.
 """
 
 import time
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from ortools.graph.python.linear_sum_assignment import SimpleLinearSumAssignment
+from scipy.spatial import KDTree
 
 from benchmarks.plane import PLANE
 from benchmarks.timing import machine, parser_of, record
 from driftbridge.transport import sinkhorn
 
-# Candidates of each row and of each column. Prices are off by about their regularisation, which
-# must not exceed the differences that decide: those fall as `1 / n`.
-CANDIDATES, SHARE_POINTS = 16, 6.0
-# Rows of a block of the cost matrix; sweeps of shortest paths.
-BLOCK, SWEEPS = 1000, 5000
+# Pairs of each row and of each column that a round adds, and rounds.
+CANDIDATES, ROUNDS = 16, 50
+# Regularisation of the first prices, in mean costs over n; sweeps of shortest paths.
+SHARE_POINTS, SWEEPS = 20.0, 5000
+# The solver adds up to n integers, times n, in 64 bits.
+BITS = 58
 # What the proof may leave of the cost.
-GAP = 2e-4
+GAP = 1e-6
 
 
 class Bounds(NamedTuple):
@@ -38,49 +40,70 @@ class Bounds(NamedTuple):
 def matched(x: np.ndarray, y: np.ndarray) -> Bounds:
     """Bounds of the least mean of `|x_i - y_s(i)|^2` over assignments `s`."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    n, every = len(x), np.arange(len(x))
-    mean = np.sum(np.var(x, axis=0)) + np.sum(np.var(y, axis=0))
+    n, mean = len(x), np.sum(np.var(x, axis=0)) + np.sum(np.var(y, axis=0))
     plan = sinkhorn(x, y, epsilon=SHARE_POINTS / n * mean / 2, tolerance=2e-2)
     f, g = (2 * np.asarray(part, np.float64) for part in (plan.f, plan.g))
-    of_rows, of_columns = nearest(x, y, g), nearest(y, x, f)
-    rows = np.concatenate([np.repeat(every, CANDIDATES), of_columns.ravel()])
-    columns = np.concatenate([of_rows.ravel(), np.repeat(every, CANDIDATES)])
-    rows, columns = np.divmod(np.unique(rows * n + columns), n)
-    costs = np.sum((x[rows] - y[columns]) ** 2, axis=1)
-    # Prices change no assignment's rank; with these the shortest paths are short.
-    reduced = costs - f[rows] - g[columns]
-    graph = csr_array((reduced - reduced.min() + 1e-6, (rows, columns)), shape=(n, n))
-    _, chosen = min_weight_full_bipartite_matching(graph)
-    tight = np.sum((x - y[chosen]) ** 2, axis=1)
-    starts = np.searchsorted(rows, every)
-    for _ in range(SWEEPS):
-        g[chosen] = tight - f
-        least = np.minimum.reduceat(costs - g[columns], starts)
-        if np.all(f - least < 1e-12 * mean):
+    pairs = np.arange(n) * n + np.arange(n)  # with these there is an assignment
+    for _ in range(ROUNDS):
+        pairs = np.union1d(pairs, candidates(x, y, f, g))
+        rows, columns = np.divmod(pairs, n)
+        costs = np.sum((x[rows] - y[columns]) ** 2, axis=1)
+        chosen = assigned(rows, columns, costs - f[rows] - g[columns], n)
+        tight = np.sum((x - y[chosen]) ** 2, axis=1)
+        f, g = prices(rows, columns, costs, chosen, tight, f, 1e-12 * mean)
+        least, _ = nearest(x, y, g, 1)
+        bounds = Bounds(float(np.mean(tight)), float(np.mean(g) + np.mean(least)))
+        if bounds.upper - bounds.lower <= GAP * bounds.upper:
             break
-        f = np.minimum(f, least)
-    lower = float(np.mean(g) + np.mean(transform(x, y, g)))
-    return Bounds(float(np.mean(tight)), lower)
+    return bounds
 
 
-def blocks(x: np.ndarray, y: np.ndarray, g: np.ndarray):
-    """`|x_i - y_j|^2 - g_j`, some rows at a time."""
-    squares = np.sum(y**2, axis=1) - g
-    for part in np.array_split(x, -(-len(x) // BLOCK)):
-        yield np.sum(part**2, axis=1)[:, None] + squares[None] - 2 * part @ y.T
-
-
-def nearest(x: np.ndarray, y: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """For each row the columns of least reduced cost."""
-    few = slice(0, CANDIDATES)
+def candidates(x: np.ndarray, y: np.ndarray, f: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """The numbers `i n + j` of the pairs of least reduced cost of each row and each column."""
+    every = np.arange(len(x))[:, None]
+    of_rows, of_columns = nearest(x, y, g, CANDIDATES)[1], nearest(y, x, f, CANDIDATES)[1]
     return np.concatenate(
-        [np.argpartition(block, CANDIDATES, axis=1)[:, few] for block in blocks(x, y, g)]
+        [(every * len(x) + of_rows).ravel(), (of_columns * len(x) + every).ravel()]
     )
 
 
-def transform(x: np.ndarray, y: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """`min_j |x_i - y_j|^2 - g_j`."""
-    return np.concatenate([block.min(axis=1) for block in blocks(x, y, g)])
+def nearest(
+    x: np.ndarray, y: np.ndarray, g: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least `|x_i - y_j|^2 - g_j` of each row, and the columns where they are.
+
+    That is a squared distance in one more dimension, between `(x_i, 0)` and
+    `(y_j, sqrt(max g - g_j))`, less `max g`.
+    """
+    lifted = np.column_stack([y, np.sqrt(g.max() - g)])
+    found = KDTree(lifted).query(np.column_stack([x, np.zeros(len(x))]), k=count)
+    return found[0] ** 2 - g.max(), found[1]
+
+
+def assigned(rows: np.ndarray, columns: np.ndarray, costs: np.ndarray, n: int) -> np.ndarray:
+    """The column of each row in the assignment of least cost among some pairs, costs rounded."""
+    span = costs - costs.min()
+    units = np.round(span / span.max() * (2.0**BITS / n**2)).astype(np.int64)
+    solver = SimpleLinearSumAssignment()
+    solver.add_arcs_with_cost(rows.astype(np.int32), columns.astype(np.int32), units)
+    if solver.solve() != SimpleLinearSumAssignment.OPTIMAL:
+        raise RuntimeError("the assignment among candidates was not solved.")
+    return np.array([solver.right_mate(i) for i in range(n)])
+
+
+def prices(rows, columns, costs, chosen, tight, f, tolerance: float):
+    """Potentials that are equal to the cost on chosen pairs, and at most it on all pairs given.
+
+    Shortest paths by the method of Bellman and Ford; `rows` are sorted.
+    """
+    g, starts = np.empty_like(f), np.searchsorted(rows, np.arange(len(f)))
+    for _ in range(SWEEPS):
+        g[chosen] = tight - f
+        least = np.minimum.reduceat(costs - g[columns], starts)
+        if np.all(f - least < tolerance):
+            break
+        f = np.minimum(f, least)
+    return f, g
 
 
 def main() -> int:

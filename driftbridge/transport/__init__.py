@@ -23,6 +23,7 @@ from driftbridge.transport.classifier import (
 from driftbridge.transport.comparison import Comparison as Comparison
 from driftbridge.transport.comparison import compare as compare
 from driftbridge.transport.conditional import ConditionalOT as ConditionalOT
+from driftbridge.transport.conditional_map import ConditionalMap as ConditionalMap
 from driftbridge.transport.consistency import ConsistencyFlow as ConsistencyFlow
 from driftbridge.transport.convex_cost import ConvexCost as ConvexCost
 from driftbridge.transport.convex_cost import HalfSquare as HalfSquare

@@ -140,6 +140,7 @@ class ActionMatching(Flow):
     """
 
     name: ClassVar[str] = "action"
+    takes_condition: ClassVar[bool] = False
 
     epsilon: float = 0.0
     weight: Weight = eqx.field(static=True, default=uniform)

@@ -307,6 +307,7 @@ class Method(eqx.Module):
     """A way to fit a map: an object of settings."""
 
     name: ClassVar[str]
+    takes_condition: ClassVar[bool] = False
 
     @abc.abstractmethod
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> TransportMap:

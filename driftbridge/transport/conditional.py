@@ -10,14 +10,15 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from driftbridge.runtime.keys import as_key
 from driftbridge.transport.assignment import assign, squared_distances
-from driftbridge.transport.couplings import TableCoupling, tables
-from driftbridge.transport.minibatch import check_batches, indices, pool_of
+from driftbridge.transport.conditions import Classes, Numbers, as_condition, encoding_of
+from driftbridge.transport.couplings import tables
+from driftbridge.transport.minibatch import Pool, check_batches, indices, pool_of
 
 # Pairs of a pilot batch from which the weight of the condition is chosen, and halvings to find it.
 PILOT, HALVINGS = 512, 40
 
 
-class ConditionalOT(TableCoupling):
+class ConditionalOT(Pool):
     """Minibatch optimal transport with the condition of the target in the cost.
 
     Optimal transport that ignores a condition sends a part of the source to each condition, so that
@@ -41,7 +42,7 @@ class ConditionalOT(TableCoupling):
       `share` of the candidates costs a source point no more than the one whose condition it took.
     - `share`: in (0, 1), of candidates; a smaller one keeps the source less dependent on the
       condition, and the paths longer.
-    - `batch_size`, `pool`, `key`: as for `MinibatchOT`.
+    - `source_weights`, `target_weights`, `batch_size`, `pool`, `key`: as for `MinibatchOT`.
 
     **Raises:** `ValueError` for arguments that do not fit one another.
 
@@ -65,6 +66,8 @@ class ConditionalOT(TableCoupling):
         *,
         weight: float | None = None,
         share: float = 0.05,
+        source_weights: Any = None,
+        target_weights: Any = None,
         batch_size: int = 256,
         pool: int = 200,
         key: int | Key[Array, ""] = 0,
@@ -76,14 +79,18 @@ class ConditionalOT(TableCoupling):
             raise ValueError(f"share must lie in (0, 1); got {share}.")
         first, second = jax.random.split(as_key(key))
         count = batch_size * pool
-        x, rows = pool_of(x, "x", None, count, first)
-        y, columns = pool_of(y, "y", None, count, second)
+        x, rows = pool_of(x, "x", source_weights, count, first)
+        y, columns = pool_of(y, "y", target_weights, count, second)
         self.x, self.y = tables(x, y)
-        given, codes, self.classes = _coded(condition, len(y), "condition")
-        own = None
+        values = as_condition(condition, len(y), "condition")
+        encoding = encoding_of(values)
+        codes, own = _compared(values, encoding, "condition"), None
         if source_condition is not None:
-            own = _source_codes(source_condition, len(x), condition, self.classes)
-        self.condition = jnp.asarray(given)
+            of_source = as_condition(source_condition, len(x), "source_condition")
+            own = _compared(of_source, encoding, "source_condition")
+        self.classes = encoding.classes if isinstance(encoding, Classes) else None
+        held = values if self.classes is None else codes
+        self.condition = jnp.asarray(held.astype(jax.dtypes.canonicalize_dtype(held.dtype)))
 
         def conditions(i, j):
             return codes[j] if own is None else own[i]
@@ -103,10 +110,6 @@ class ConditionalOT(TableCoupling):
             columns[part] = j[assign(_total(costs, apart, self.weight))]
         self.pool_rows, self.pool_columns = indices(rows), indices(columns)
 
-    def _rows(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
-        at = jax.random.randint(key, (n,), 0, len(self.pool_rows))
-        return self.pool_rows[at], self.pool_columns[at]
-
     def pairs_and_condition(
         self, key: int | Key[Array, ""], n: int
     ) -> tuple[Float[Array, "n dim"], Float[Array, "n dim"], Shaped[Array, "n ..."]]:
@@ -118,42 +121,18 @@ class ConditionalOT(TableCoupling):
         return self.x[i], self.y[j], self.condition[j]
 
 
-def _coded(condition: Any, n: int, name: str):
-    """The condition as an array for users, as standardised numbers or classes, and the classes."""
-    values = np.asarray(condition)
-    if len(values) != n or values.ndim not in (1, 2):
-        raise ValueError(f"{name} must have shape ({n},) or ({n}, k); got {values.shape}.")
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise ValueError(f"{name} holds a value that is not finite in row {row}.")
-        given = values.astype(jax.dtypes.canonicalize_dtype(values.dtype))
-        return given, _standardised(values, values), None
-    if values.ndim != 1:
-        raise ValueError(f"classes must have shape ({n},); got {name} of shape {values.shape}.")
-    classes, codes = np.unique(values, return_inverse=True)
-    codes = codes.astype(np.int32)
-    return codes, codes, tuple(classes.tolist())
+def _compared(values: np.ndarray, encoding: Classes | Numbers, name: str) -> np.ndarray:
+    """What conditions are compared by: positions of classes `(n,)`, standardised numbers `(n, k)`.
 
-
-def _source_codes(condition: Any, n: int, target: Any, classes) -> np.ndarray:
-    values, reference = np.asarray(condition), np.asarray(target)
-    if values.shape != (n, *reference.shape[1:]):
+    **Raises:** `ValueError` for another number of numbers, or a class that no target has.
+    """
+    if values.shape[1:] != encoding.shape:
         raise ValueError(
-            f"source_condition must have shape {(n, *reference.shape[1:])}; got {values.shape}."
+            f"{name} must have shape {(len(values), *encoding.shape)}; got {values.shape}."
         )
-    if classes is None:
-        return _standardised(values, reference)
-    unknown = np.setdiff1d(values, reference)
-    if unknown.size:
-        raise ValueError(f"source_condition has classes that no target has: {unknown[:5]}.")
-    return np.searchsorted(np.unique(reference), values).astype(np.int32)
-
-
-def _standardised(values: np.ndarray, reference: np.ndarray) -> Float[np.ndarray, "n k"]:
-    values, reference = (v.reshape(len(v), -1).astype(np.float64) for v in (values, reference))
-    spread = reference.std(axis=0)
-    return (values - reference.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    if isinstance(encoding, Classes):
+        return encoding.numbers(values, name)
+    return encoding.codes(values, name)
 
 
 def _apart(first, second, classes) -> Float[np.ndarray, "n n"]:

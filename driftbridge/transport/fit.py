@@ -13,6 +13,8 @@ from driftbridge.transport.action_matching import ActionMatching
 from driftbridge.transport.affine import Affine
 from driftbridge.transport.base import Method, TransportMap
 from driftbridge.transport.c_rectified import CRectified
+from driftbridge.transport.conditional_map import ConditionalMap
+from driftbridge.transport.conditions import encoding_of
 from driftbridge.transport.consistency import ConsistencyFlow
 from driftbridge.transport.curvature import MinimalCurvature
 from driftbridge.transport.entropic import Corrected, Debiased, Entropic
@@ -58,8 +60,13 @@ def fit_map(
     *,
     source_weights: Any = None,
     target_weights: Any = None,
+    condition: Any = None,
+    source_condition: Any = None,
 ) -> TransportMap:
     """Fit a map that carries the law of `x` to the law of `y`.
+
+    With a condition it is a `ConditionalMap`, which carries the law of `x` to that of `y` given `c`
+    for every `c`; where the source has conditions too, from the law of `x` given `c`.
 
     **Arguments:**
 
@@ -72,10 +79,14 @@ def fit_map(
       object such as
       `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine` where there are fewer
       than five points a dimension or a covariance is singular, `rearrangement` in one dimension,
-      else `selected`: the corrected entropic map at a regularisation that held-out points choose.
-      `T.fit.reason` says which and why.
+      else `selected`: the corrected entropic map at a regularisation that held-out points choose;
+      with a condition `flow`. `T.fit.reason` says which and why.
     - `key`: seed or typed key, for methods that draw.
     - `source_weights`, `target_weights`: `(n,)` and `(m,)`, nonnegative with sum 1; equal if None.
+    - `condition`: of the target's points, for `flow` and `interpolant`: `(m,)` of integers,
+      booleans or strings for classes, `(m,)` or `(m, k)` of floats for numbers.
+    - `source_condition`: of the source's points, of the same kind; None where the source does not
+      depend on the condition.
 
     **Returns:** a `TransportMap`. `T.fit.messages` is what must be known about data and solvers;
     `T.fit.converged` is False where a solver stopped before its tolerance.
@@ -86,10 +97,15 @@ def fit_map(
     **Raises:** `ValueError` for data that cannot be fitted, naming row, column or value.
     """
     start = time.perf_counter()
-    pair = pair_of(x, y, source_weights, target_weights)
+    if source_condition is not None and condition is None:
+        raise ValueError("source_condition needs the condition of the target's points too.")
+    pair = pair_of(x, y, source_weights, target_weights, source_condition, condition)
     chosen, reason, messages = _choose(method, pair)
     source, target = pair.source, pair.target
-    if method == AUTO and not isinstance(chosen, Affine):
+    if condition is not None and not chosen.takes_condition:
+        able = ", ".join(name for name, kind in METHODS.items() if kind.takes_condition)
+        raise ValueError(f"{chosen.name} takes no condition; {able} do.")
+    if method == AUTO and not isinstance(chosen, Affine | Flow):
         source, target, more = _bounded(source, target, key)
         messages = messages + more
     fitted = chosen.fit(source, target, as_key(key))
@@ -104,6 +120,8 @@ def fit_map(
     )
     for message in pair.messages:
         warnings.warn(message, DataWarning, stacklevel=2)
+    if pair.target.condition is not None:
+        return ConditionalMap(fit, fitted, encoding_of(pair.target.condition))
     return dataclasses.replace(fitted, fit=fit)
 
 
@@ -123,6 +141,8 @@ def _choose(method: str | Method, pair: Pair) -> tuple[Method, str, tuple[str, .
         return method, "given", ()
     if method != AUTO:
         return find_method(method)(), "given", ()
+    if pair.target.condition is not None:
+        return Flow(), "of the methods that take a condition it is the simplest", ()
     dim = pair.source.points.shape[1]
     least = min(round(effective_size(s.weights)) for s in (pair.source, pair.target))
     if least < POINTS_PER_DIM * dim:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -14,6 +15,8 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Fit, Method
+from driftbridge.transport.conditional_map import ConditionalMap
+from driftbridge.transport.conditions import Conditioned, drawn_with_codes, encoding_of
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.flow_map import FlowMap, Residual, Still
 from driftbridge.transport.integration import RungeKutta4, Scheme
@@ -21,7 +24,7 @@ from driftbridge.transport.learned import account_of
 from driftbridge.transport.maximum_mean_discrepancy import energy_distance
 from driftbridge.transport.mccann import McCann, mccann
 from driftbridge.transport.networks import MLP, network_for
-from driftbridge.transport.pairing import HELD_OUT, check_share, paired
+from driftbridge.transport.pairing import HELD_OUT, check_share, paired, width_of_condition
 from driftbridge.transport.points import Sample
 from driftbridge.transport.resampling import even_times
 
@@ -61,12 +64,14 @@ class FlowMatching(Objective):
         return Residual(self.base, network, self.scale)
 
     def batch(self, key: Key[Array, ""], n: int) -> Any:
-        x, y = self.coupling.pairs(fold_in(key, 0), n)
+        x, y, condition = drawn_with_codes(self.coupling, fold_in(key, 0), n)
         t = even_times(fold_in(key, 1), n, x.dtype)
-        return t, x + t[:, None] * (y - x), y - x
+        return (t, x + t[:, None] * (y - x), y - x), condition
 
     def loss(self, model: Any, batch: Any) -> Float[Array, ""]:
-        return velocity_loss(self.field(model), batch, self.scale)
+        points, condition = batch
+        field = partial(self.field(model), condition=condition)
+        return velocity_loss(field, points, self.scale)
 
 
 class Flow(Method):
@@ -80,12 +85,14 @@ class Flow(Method):
 
     - `coupling`: a function of `(x, y, key=key)`, points or random rows of them in, a coupling
       out; None for `MinibatchOT` with batches of 256. Or a `Coupling`, which then is also what the
-      held-out loss is taken on.
+      held-out loss is taken on. With conditions the function is given `condition` and
+      `source_condition` too, and None is for `ConditionalOT`.
     - `held_out`: in `[0, 1)`, share of the points that are held out. Their pairs decide when
       training stops; and where the flow does not bring them closer to the target, in energy
       distance, than the affine map does, the affine map is what is returned. 0 trains to the end
       on all points.
-    - `network`: an architecture, or a network: a module of `(t, x, condition)`.
+    - `network`: an architecture, or a network: a module of `(t, x, condition)`, with `condition`
+      the codes `(n, k)` of conditions, or None.
     - `training`: a `Training`.
     - `num_steps`, `scheme`: of the solution of the differential equation.
 
@@ -94,6 +101,7 @@ class Flow(Method):
     """
 
     name: ClassVar[str] = "flow"
+    takes_condition: ClassVar[bool] = True
 
     coupling: Coupling | Callable | None = None
     held_out: float = eqx.field(static=True, default=HELD_OUT)
@@ -115,7 +123,9 @@ class Flow(Method):
             for pairs in (pairing.coupling, pairing.held_out)
         )
         assert objective is not None
-        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype)
+        width = width_of_condition(target)
+        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype, width)
+        network = Conditioned(network) if width else network
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         fit = account_of(self.name, trained, time.perf_counter() - start)
         found = self._map(fit, objective.field(trained.model))
@@ -131,11 +141,28 @@ class Flow(Method):
 
 
 def is_closer(found: FlowMap, source: Sample, target: Sample) -> bool:
-    """Whether the flow brings points closer to the target than its base alone does."""
+    """Whether the flow brings points closer to the target than its base alone does.
+
+    With conditions, points are compared together with theirs. A source without conditions has the
+    target's, which do not depend on its points.
+    """
     few = slice(0, TESTED)
+    x, y = source.points[few], target.points[few]
     alone = dataclasses.replace(found, field=Residual(found.field.base, Still(), found.field.scale))
+    if target.condition is None:
+        return _distance(found(x), y) < _distance(alone(x), y)
+    encoding = encoding_of(target.condition)
+    conditions = target.condition if source.condition is None else source.condition
+    conditions = np.resize(conditions, (len(x), *conditions.shape[1:]))
+    there, here = encoding.of(target.condition[few], len(y)), encoding.of(conditions, len(x))
+    unit = np.std(y, axis=0).mean()
+    y = np.column_stack([y, unit * there])
     distances = [
-        energy_distance(np.asarray(moved(source.points[few])), target.points[few])
-        for moved in (found, alone)
+        _distance(np.column_stack([image, unit * here]), y)
+        for image in (ConditionalMap(found.fit, found, encoding)(x, conditions), alone(x))
     ]
-    return bool(distances[0] < distances[1])
+    return distances[0] < distances[1]
+
+
+def _distance(x: Any, y: Any) -> float:
+    return float(energy_distance(np.asarray(x), np.asarray(y)))

@@ -14,6 +14,7 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Trained, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Fit, Method
+from driftbridge.transport.conditions import Conditioned
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.frames import Whitened, whitened
 from driftbridge.transport.gammas import Brownian, Gamma, NoNoise
@@ -42,6 +43,7 @@ from driftbridge.transport.pairing import (
     couplings,
     drawn,
     independent,
+    width_of_condition,
 )
 from driftbridge.transport.points import Sample
 from driftbridge.transport.schedules import Linear, Mirror, OneSided, Schedule, check_path
@@ -63,7 +65,7 @@ class Interpolant(Method):
       in the whitened coordinates, that returns one, such as `kinetic_optimal`.
     - `gamma`: the noise. None for `Brownian()`, and for `NoNoise()` on a one-sided path.
     - `coupling`: a function of `(x, y, key=key)` or a `Coupling`, as of `Flow`; None for
-      `Independent`. One-sided and mirror paths take none.
+      `Independent`, with conditions for `ConditionalOT`. One-sided and mirror paths take none.
     - `score`: `Denoiser()` or `Score()`, what the second network learns where there is noise. A
       one-sided path needs none; without noise there is no score, and the map draws nothing.
     - `held_out`: in `[0, 1)`, share of the points on which early stopping is decided.
@@ -81,6 +83,7 @@ class Interpolant(Method):
     """
 
     name: ClassVar[str] = "interpolant"
+    takes_condition: ClassVar[bool] = True
 
     schedule: Schedule | Callable = Linear()
     gamma: Gamma | None = None
@@ -109,10 +112,15 @@ class Interpolant(Method):
         gamma = self._gamma(schedule)
         random = host_generator(fold_in(key, 1))
         begins, ends = (Parts.of(sample, self.held_out, random) for sample in (source, target))
-        coupling = independent if self.coupling is None else self.coupling
+        coupling = self.coupling
+        if coupling is None and target.condition is None:
+            coupling = independent
         pairs, held = couplings(begins, ends, coupling, fold_in(key, 1))
-        base = whitened_field(self._cross(pairs, frame, key), schedule, gamma, dtype)
-        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype)
+        cross = self._cross(pairs, frame, coupling is independent, key)
+        base = whitened_field(cross, schedule, gamma, dtype)
+        width = width_of_condition(target)
+        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype, width)
+        network = Conditioned(network) if width else network
 
         def learned(objective, key, training):
             held_out = None if held is None else objective(held, frame, base)
@@ -140,10 +148,10 @@ class Interpolant(Method):
         return kind(**parts, **path)
 
     def _cross(
-        self, coupling: Coupling, frame: Whitened, key: Key[Array, ""]
+        self, coupling: Coupling, frame: Whitened, independent: bool, key: Key[Array, ""]
     ) -> Float[np.ndarray, "dim dim"]:
         """How whitened source and target vary together."""
-        if self.coupling is None:
+        if independent:
             dim = frame.unwhitening.shape[0]
             return np.zeros((dim, dim))
         x, y = drawn(coupling, fold_in(key, 7))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective
+from driftbridge.transport.conditions import drawn_with_codes
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.fields import Field, column
 from driftbridge.transport.frames import Frame
@@ -31,13 +32,14 @@ class Interpolated(NamedTuple):
     path: Float[Array, "n dim"]
     moving: Float[Array, "n dim"]
     z: Float[Array, "n dim"]
+    condition: Float[Array, "n k"] | None
 
 
 class InterpolantObjective(Objective):
     """Batches of `I_t = alpha x0 + beta x1` with its derivative and a normal `z`, in a frame.
 
     The source of a one-sided path is drawn, not taken from the pairs. A model is called with times,
-    points and no condition, and is what is added to the field `base`.
+    points and conditions, and is what is added to the field `base`.
     """
 
     coupling: Coupling
@@ -53,7 +55,7 @@ class InterpolantObjective(Objective):
         return self.base.gamma
 
     def batch(self, key: Key[Array, ""], n: int) -> Interpolated:
-        x, y = self.coupling.pairs(fold_in(key, 0), n)
+        x, y, condition = drawn_with_codes(self.coupling, fold_in(key, 0), n)
         zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
         x0, x1 = self.frame.enter(zero, x), self.frame.enter(one, y)
         t = inside(even_times(fold_in(key, 1), n, x.dtype))
@@ -62,7 +64,7 @@ class InterpolantObjective(Objective):
             x0 = z
         alpha, beta = (column(c) for c in self.schedule.coefficients(t))
         d_alpha, d_beta = (column(c) for c in self.schedule.rates(t))
-        return Interpolated(t, alpha * x0 + beta * x1, d_alpha * x0 + d_beta * x1, z)
+        return Interpolated(t, alpha * x0 + beta * x1, d_alpha * x0 + d_beta * x1, z, condition)
 
     @abc.abstractmethod
     def known(self, t: Float[Array, " n"], x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
@@ -73,16 +75,19 @@ class InterpolantObjective(Objective):
         """The mean loss of a coordinate."""
 
     def value(
-        self, model: Any, t: Float[Array, " n"], x: Float[Array, "n dim"]
+        self, model: Any, t: Float[Array, " n"], x: Float[Array, "n dim"], condition: Any
     ) -> Float[Array, "n dim"]:
         """What the base and a model are together."""
-        return self.known(t, x) + model(t, x, None)
+        return self.known(t, x) + model(t, x, condition)
 
     def pair(self, model: Any, batch: Interpolated) -> tuple[Array, Array]:
         """The value at the antithetic points `I + gamma z` and `I - gamma z`."""
         noise = column(self.gamma(batch.t)) * batch.z
         both = jnp.concatenate([batch.path + noise, batch.path - noise])
-        found = self.value(model, jnp.concatenate([batch.t, batch.t]), both)
+        condition = batch.condition
+        if condition is not None:
+            condition = jnp.concatenate([condition, condition])
+        found = self.value(model, jnp.concatenate([batch.t, batch.t]), both, condition)
         return found[: len(batch.t)], found[len(batch.t) :]
 
 
@@ -100,7 +105,8 @@ class VelocityLoss(InterpolantObjective):
 
     def loss(self, model: Any, batch: Interpolated) -> Float[Array, ""]:
         if isinstance(self.gamma, NoNoise):
-            return jnp.mean((self.value(model, batch.t, batch.path) - batch.moving) ** 2)
+            found = self.value(model, batch.t, batch.path, batch.condition)
+            return jnp.mean((found - batch.moving) ** 2)
         rate = column(self.gamma.product(batch.t) / self.gamma(batch.t))
         plus, minus = self.pair(model, batch)
         squares = ((plus - batch.moving) ** 2 + (minus - batch.moving) ** 2) / 2
@@ -133,7 +139,8 @@ class DenoiserLoss(InterpolantObjective):
 
     def loss(self, model: Any, batch: Interpolated) -> Float[Array, ""]:
         noisy = batch.path + column(self.gamma(batch.t)) * batch.z
-        return jnp.mean((self.value(model, batch.t, noisy) - batch.z) ** 2)
+        found = self.value(model, batch.t, noisy, batch.condition)
+        return jnp.mean((found - batch.z) ** 2)
 
 
 def inside(t: Float[Array, "..."]) -> Float[Array, "..."]:

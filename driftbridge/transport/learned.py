@@ -34,6 +34,6 @@ def account_of(name: str, trained: Trained, seconds: float) -> Fit:
     )
 
 
-def with_numbers(fit: Fit, numbers: Mapping[str, float]) -> Fit:
+def with_numbers(fit: Fit, numbers: Mapping[str, float | int | str]) -> Fit:
     """An account with more numbers."""
     return dataclasses.replace(fit, numbers=(*fit.numbers, *numbers.items()))

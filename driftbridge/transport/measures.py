@@ -107,4 +107,5 @@ def part_of(sample: Sample, rows: np.ndarray) -> Sample:
     weights = sample.weights[rows]
     total = weights.sum()
     weights = weights / total if total > 0 else np.full(len(rows), 1 / max(len(rows), 1))
-    return Sample(sample.points[rows], weights)
+    condition = None if sample.condition is None else sample.condition[rows]
+    return Sample(sample.points[rows], weights, condition)

@@ -19,7 +19,39 @@ from driftbridge.transport.resampling import as_draw, as_table, systematic
 TOGETHER = 64
 
 
-class MinibatchOT(TableCoupling):
+class Pool(TableCoupling):
+    """Pairs of rows that are made once and drawn with replacement.
+
+    A subclass has `x`, `y` and the rows of the pairs, `pool_rows` of `x` and `pool_columns` of `y`.
+    """
+
+    pool_rows: eqx.AbstractVar[Int[Array, " pairs"]]
+    pool_columns: eqx.AbstractVar[Int[Array, " pairs"]]
+
+    def split(
+        self, rows: Int[np.ndarray, " k"], columns: Int[np.ndarray, " l"]
+    ) -> tuple["Pool", "Pool"]:
+        """The pairs without, and those with, certain rows of `x` or of `y`: to train on, to test.
+
+        **Arguments:** `rows`, `columns`: numbers of points that training must not see.
+        """
+        held = np.isin(np.asarray(self.pool_rows), rows)
+        held |= np.isin(np.asarray(self.pool_columns), columns)
+        share = (1 - len(rows) / len(self.x)) * (1 - len(columns) / len(self.y))
+        first, second = (self._with(chosen) for chosen in separated(held, share))
+        return first, second
+
+    def _with(self, chosen: Int[np.ndarray, " pairs"]) -> "Pool":
+        pairs = (np.asarray(pool)[chosen] for pool in (self.pool_rows, self.pool_columns))
+        where = lambda c: (c.pool_rows, c.pool_columns)  # noqa: E731
+        return eqx.tree_at(where, self, tuple(indices(numbers) for numbers in pairs))
+
+    def _rows(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
+        at = jax.random.randint(key, (n,), 0, len(self.pool_rows))
+        return self.pool_rows[at], self.pool_columns[at]
+
+
+class MinibatchOT(Pool):
     """Optimal pairs within random batches of source and target.
 
     Batches of rows are paired optimally for the cost `|x - y|^2 / 2`, each on its own, when the
@@ -80,32 +112,10 @@ class MinibatchOT(TableCoupling):
         self.pool_rows, self.pool_columns = indices(rows), indices(columns.reshape(-1))
         self.status = f"{unsolved} of {pool} batches stalled" if unsolved else "converged"
 
-    def split(
-        self, rows: Int[np.ndarray, " k"], columns: Int[np.ndarray, " l"]
-    ) -> tuple["MinibatchOT", "MinibatchOT"]:
-        """The pairs without, and those with, certain rows of `x` or of `y`: to train on, to test.
-
-        **Arguments:** `rows`, `columns`: numbers of points that training must not see.
-        """
-        held = np.isin(np.asarray(self.pool_rows), rows)
-        held |= np.isin(np.asarray(self.pool_columns), columns)
-        share = (1 - len(rows) / len(self.x)) * (1 - len(columns) / len(self.y))
-        first, second = (self._with(chosen) for chosen in separated(held, share))
-        return first, second
-
-    def _with(self, chosen: Int[np.ndarray, " pairs"]) -> "MinibatchOT":
-        pairs = (np.asarray(pool)[chosen] for pool in (self.pool_rows, self.pool_columns))
-        where = lambda c: (c.pool_rows, c.pool_columns)  # noqa: E731
-        return eqx.tree_at(where, self, tuple(indices(numbers) for numbers in pairs))
-
     @property
     def cost(self) -> float:
         moved = np.asarray(self.x)[self.pool_rows] - np.asarray(self.y)[self.pool_columns]
         return float(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))
-
-    def _rows(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
-        at = jax.random.randint(key, (n,), 0, len(self.pool_rows))
-        return self.pool_rows[at], self.pool_columns[at]
 
 
 def separated(

@@ -11,11 +11,13 @@ from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import as_dtype
+from driftbridge.transport.conditional import ConditionalOT
+from driftbridge.transport.conditions import encoding_of, with_condition
 from driftbridge.transport.couplings import Coupling, Independent
 from driftbridge.transport.likeness import apart
 from driftbridge.transport.mccann import McCann, mccann
 from driftbridge.transport.measures import part_of
-from driftbridge.transport.minibatch import MinibatchOT
+from driftbridge.transport.minibatch import MinibatchOT, Pool
 from driftbridge.transport.points import Sample
 
 # Share of the points that are held out, and the least number of them.
@@ -111,17 +113,36 @@ def couplings(
     holds_out = len(source.rows) > 0
     if isinstance(coupling, Coupling):
         check_marginals(coupling, source.whole, target.whole, fold_in(key, 2))
+        coupling = with_condition(coupling, codes_of(target, target.whole))
         return coupling, coupling if holds_out else None
     if coupling is None:
         pairs = coupled(source.whole, target.whole, None, key)
-        assert isinstance(pairs, MinibatchOT)
+        assert isinstance(pairs, Pool)
+        codes = codes_of(target, target.whole)
+        if not holds_out:
+            return with_condition(pairs, codes), None
         # Of pairs of all points: held-out ones among themselves would be farther apart.
-        return pairs.split(source.rows, target.rows) if holds_out else (pairs, None)
+        kept, held = pairs.split(source.rows, target.rows)
+        return with_condition(kept, codes), with_condition(held, codes)
     pairs = coupled(source.kept, target.kept, coupling, fold_in(key, 0))
     check_marginals(pairs, source.kept, target.kept, fold_in(key, 2))
+    pairs = with_condition(pairs, codes_of(target, target.kept))
     if not holds_out:
         return pairs, None
-    return pairs, coupled(source.held_out, target.held_out, coupling, fold_in(key, 1))
+    held = coupled(source.held_out, target.held_out, coupling, fold_in(key, 1))
+    return pairs, with_condition(held, codes_of(target, target.held_out))
+
+
+def codes_of(parts: Parts, sample: Sample) -> Float[np.ndarray, "n k"] | None:
+    """Codes of the conditions of a part, by the encoding of the whole."""
+    if parts.whole.condition is None or sample.condition is None:
+        return None
+    return encoding_of(parts.whole.condition).of(sample.condition, len(sample.points))
+
+
+def width_of_condition(target: Sample) -> int:
+    """How many numbers stand for the condition of a point, 0 where there is none."""
+    return 0 if target.condition is None else encoding_of(target.condition).width
 
 
 def check_marginals(
@@ -152,11 +173,18 @@ def check_marginals(
 def coupled(
     source: Sample, target: Sample, coupling: Callable | None, key: Key[Array, ""]
 ) -> Coupling:
-    """Two samples coupled by a function, or optimally within batches."""
-    points, weights = (source.points, target.points), weights_of(source, target)
+    """Two samples coupled by a function, or optimally within batches.
+
+    With conditions the function is given them by name, and the pairs within batches are those of
+    `ConditionalOT`.
+    """
+    points, named = (source.points, target.points), weights_of(source, target)
+    if target.condition is not None:
+        named = {**named, "condition": target.condition, "source_condition": source.condition}
     if coupling is not None:
-        return coupling(*points, key=key, **weights)
-    return MinibatchOT(*points, batch_size=BATCH, pool=POOL, key=key, **weights)
+        return coupling(*points, key=key, **named)
+    kind = MinibatchOT if target.condition is None else ConditionalOT
+    return kind(*points, batch_size=BATCH, pool=POOL, key=key, **named)
 
 
 def independent(x: Any, y: Any, key: Key[Array, ""], **weights: Any) -> Independent:

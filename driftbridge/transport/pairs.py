@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from driftbridge.transport.conditions import as_condition
 from driftbridge.transport.measures import device_dtype, two_samples
 from driftbridge.transport.points import Sample, columns_of
 
@@ -27,8 +28,15 @@ class Pair(NamedTuple):
     messages: tuple[str, ...]
 
 
-def pair_of(x: Any, y: Any, source_weights: Any = None, target_weights: Any = None) -> Pair:
-    """Check two data sets and their weights.
+def pair_of(
+    x: Any,
+    y: Any,
+    source_weights: Any = None,
+    target_weights: Any = None,
+    source_condition: Any = None,
+    target_condition: Any = None,
+) -> Pair:
+    """Check two data sets, their weights and their conditions.
 
     **Raises:** `ValueError` for what cannot be fitted: too few points, other dimensions or columns,
     values that are not finite, weights that are negative or do not sum to one.
@@ -36,14 +44,19 @@ def pair_of(x: Any, y: Any, source_weights: Any = None, target_weights: Any = No
     columns = columns_of(x) or columns_of(y)
     names = ("source", "target")
     given = two_samples(x, y, source_weights, target_weights, 2, names=names, vectors=False)
+    labels = ("source_condition", "condition")
     notices, samples = [], []
-    for name, (points, weights) in zip(names, given, strict=True):
+    for name, label, (points, weights, _), condition in zip(
+        names, labels, given, (source_condition, target_condition), strict=True
+    ):
         kept = weights > 0  # a point without weight is none
         if kept.sum() < 2:
             raise ValueError(f"{name} must have weight on at least 2 rows; it has it on one.")
         dtype = device_dtype(points)
         notices += _lost_digits(points[kept], name, dtype, columns)
-        samples.append(Sample(points[kept].astype(dtype), weights[kept]))
+        if condition is not None:
+            condition = as_condition(condition, len(points), label)[kept]
+        samples.append(Sample(points[kept].astype(dtype), weights[kept], condition))
     source, target = samples
     return Pair(source, target, columns, (*notices, *_notices(source, target, columns)))
 

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 # Weights as users compute them in float32 sum to one up to this.
 SUM_ERROR = 1e-4
 
 
 class Sample(NamedTuple):
-    """Points of one law with their weights, which sum to one."""
+    """Points of one law with their weights, which sum to one, and their conditions."""
 
     points: Float[np.ndarray, "n dim"]
     weights: Float[np.ndarray, " n"]
+    condition: Shaped[np.ndarray, "n ..."] | None = None
 
 
 def is_frame(data: Any) -> bool:

@@ -154,6 +154,7 @@ class Rectified(Flow):
     """
 
     name: ClassVar[str] = "rectified"
+    takes_condition: ClassVar[bool] = False
 
     rounds: int = eqx.field(static=True, default=2)
     endpoints: Endpoints = Rematched()

@@ -153,7 +153,7 @@ def test_long_lengths_of_growth_are_flow_matching(x64):
     t = jnp.linspace(0, 1, 200)
     ours = growing.loss(both, (t, travelled(x, y, ones, ones, t, delta)))
     lines = t, x + t[:, None] * (y - x), y - x
-    theirs = FlowMatching(Paired(x, y), base, scale).loss(plain, lines)
+    theirs = FlowMatching(Paired(x, y), base, scale).loss(plain, (lines, None))
     # The other loss is a mean over coordinates too; angles of 1e-4 are clipped at 1e-3.
     assert float(ours) == pytest.approx(2 * float(theirs), rel=1e-5)
 
