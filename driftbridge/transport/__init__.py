@@ -57,6 +57,7 @@ from driftbridge.transport.exact import optimal_coupling as optimal_coupling
 from driftbridge.transport.few_step_map import FewStepMap as FewStepMap
 from driftbridge.transport.fields import EmpiricalField as EmpiricalField
 from driftbridge.transport.fit import fit_map as fit_map
+from driftbridge.transport.fit_path import PathAction as PathAction
 from driftbridge.transport.fit_path import PathFlow as PathFlow
 from driftbridge.transport.fit_path import fit_path as fit_path
 from driftbridge.transport.flow import Flow as Flow

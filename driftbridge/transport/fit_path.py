@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -15,16 +16,29 @@ from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.products import product
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Training, train
+from driftbridge.transport.action_matching import ActionLoss
 from driftbridge.transport.base import Times, as_dtype
+from driftbridge.transport.bent_path import PathSettings
+from driftbridge.transport.data_metric import Flat, MetricSettings
 from driftbridge.transport.flow import velocity_loss
 from driftbridge.transport.integration import RungeKutta4, Scheme
 from driftbridge.transport.learned import account_of
+from driftbridge.transport.marginal_path import MarginalPath, Weighted
 from driftbridge.transport.measures import moments
 from driftbridge.transport.networks import MLP, network_for
 from driftbridge.transport.pairs import DataWarning, pair_of
 from driftbridge.transport.path import Path
 from driftbridge.transport.points import Sample
-from driftbridge.transport.snapshots import Curve, Moving, Process, couple, polygon, spline
+from driftbridge.transport.potential import derivatives, with_network
+from driftbridge.transport.snapshots import (
+    Curve,
+    Moving,
+    Neighbours,
+    Process,
+    couple,
+    polygon,
+    spline,
+)
 
 CURVES = {"spline": spline, "polygon": polygon}
 
@@ -66,6 +80,50 @@ class PathMatching(Objective):
         return velocity_loss(self.field(model), batch, self.scale)
 
 
+class Shares(MarginalPath):
+    """The laws of a process at shares of its whole time."""
+
+    process: Process
+
+    def at(self, key: Key[Array, ""], t: Float[Array, " n"]) -> Weighted:
+        knots = self.process.curve.knots
+        place = self.process.at(key, knots[0] + t * (knots[-1] - knots[0])).place
+        return place, jnp.ones_like(t)
+
+
+class PotentialAlongMeans(eqx.Module):
+    """`s(t, x) = <curve'(t), x> + unit net(t, u)`, `t` a share of the whole time, `u` as of
+    `AlongMeans`; `network` is None in a form that networks are put into."""
+
+    curve: Curve
+    whitening: Float[Array, "dim dim"]
+    unit: Float[Array, ""]
+    network: Any = None
+
+    def __call__(
+        self, t: Times, x: Float[Array, "n dim"], condition: Any = None
+    ) -> Float[Array, "n 1"]:
+        knots = self.curve.knots
+        whole = knots[-1] - knots[0]
+        at = knots[0] + t * whole
+        along = whole * jnp.sum(self.curve.velocity(at) * x, axis=1, keepdims=True)
+        deviation = product(x - self.curve(at), self.whitening)
+        return along + self.unit * self.network(t, deviation, condition)
+
+
+class GradientAlongMeans(eqx.Module):
+    """The velocity of a potential of shares of the whole time, in the data's time."""
+
+    potential: PotentialAlongMeans
+
+    def __call__(
+        self, t: Times, x: Float[Array, "n dim"], condition: Any = None
+    ) -> Float[Array, "n dim"]:
+        knots = self.potential.curve.knots
+        whole = knots[-1] - knots[0]
+        return derivatives(self.potential, (t - knots[0]) / whole, x, condition).in_place / whole
+
+
 class PathFlow(eqx.Module):
     """Flow matching along pairs of neighbouring data sets whose common mean moves on a curve.
 
@@ -80,6 +138,8 @@ class PathFlow(eqx.Module):
     **Arguments:**
 
     - `means`: "spline", or "polygon" for straight paths throughout.
+    - `metric`: deviations from the mean go straight where it is `Flat()`, else, with `Land()` or
+      `RadialBasis()` of all data, on paths of low energy as of `MetricFlow`.
     - `network`, `training`, `num_steps`, `scheme`: as of `Flow`; steps are per interval.
 
     Neklyudov et al. (2023), arXiv 2210.06662, section 5 (straight paths between snapshots); the
@@ -89,6 +149,7 @@ class PathFlow(eqx.Module):
     name: ClassVar[str] = "flow"
 
     means: str = eqx.field(static=True, default="spline")
+    metric: MetricSettings = Flat()
     network: Any = MLP()
     training: Training = Training(num_steps=6000)
     num_steps: int = eqx.field(static=True, default=20)
@@ -103,23 +164,76 @@ class PathFlow(eqx.Module):
     ) -> Path:
         start = time.perf_counter()
         dtype, dim = samples[0].points.dtype, samples[0].points.shape[1]
-        means = np.stack([moments(sample).mean for sample in samples]).astype(dtype)
-        curve, lines = CURVES[self.means](times, means), polygon(times, means)
-
-        pairs = enumerate(itertools.pairwise(samples))
-        couplings = tuple(couple(*two, fold_in(fold_in(key, 1), k)) for k, two in pairs)
-        process = Process(couplings, curve, lines)
-        whitening, scale = _scales(samples, times, dtype)
-        objective = PathMatching(process, whitening, scale)
-        network = network_for(self.network, fold_in(key, 2), dim, dim, dtype)
+        process = self._process(times, samples, key)
+        objective = self._objective(process, *_scales(samples, times))
+        network = network_for(self.network, fold_in(key, 2), dim, self._width(dim), dtype)
         trained = train(objective, network, fold_in(key, 3), self.training)
         return Path(
             account_of(self.name, trained, time.perf_counter() - start),
             process,
-            objective.field(trained.model),
+            self._field(objective, trained.model),
             self.num_steps,
             self.scheme,
         )
+
+    def _process(
+        self, times: Float[np.ndarray, " times"], samples: list[Sample], key: Key[Array, ""]
+    ) -> Process:
+        dtype = samples[0].points.dtype
+        means = np.stack([moments(sample).mean for sample in samples]).astype(dtype)
+        curve, lines = CURVES[self.means](times, means), polygon(times, means)
+        pairs = enumerate(itertools.pairwise(samples))
+        couplings = tuple(couple(*two, fold_in(fold_in(key, 1), k)) for k, two in pairs)
+        if isinstance(self.metric, Flat):
+            return Process(couplings, curve, lines)
+        points = np.concatenate([sample.points for sample in samples])
+        settings = PathSettings(self.metric)
+        bend, _ = settings.fit(points, Neighbours(couplings), None, fold_in(key, 4))
+        return Process(couplings, curve, lines, bend)
+
+    def _objective(self, process: Process, whitening: Any, scale: float) -> Any:
+        """What is minimised, given a whitening of deviations and the size of a velocity."""
+        dtype = process.curve.knots.dtype
+        return PathMatching(process, as_dtype(whitening, dtype), as_dtype(scale, dtype))
+
+    def _width(self, dim: int) -> int:
+        return dim
+
+    def _field(self, objective: Any, network: Any) -> Any:
+        return objective.field(network)
+
+
+class PathAction(PathFlow):
+    """Action matching along the process of `PathFlow`: the gradient field that moves its laws.
+
+    Of all fields that move the laws it has the least kinetic energy. Only the laws enter, not the
+    pairs; its loss has more noise than that of `PathFlow`.
+
+    **Arguments:** those of `PathFlow`; the activation of the network must have two derivatives.
+
+    Neklyudov et al. (2023), arXiv 2210.06662, algorithm 1.
+    """
+
+    name: ClassVar[str] = "action"
+
+    def _objective(self, process: Process, whitening: Any, scale: float) -> ActionLoss:
+        knots, dtype = process.curve.knots, process.curve.knots.dtype
+        speed = scale * float(knots[-1] - knots[0])
+        # A whitening of u = W'(x - m) has singular values 1 / length.
+        length = np.sqrt(np.mean(np.linalg.svd(whitening, compute_uv=False) ** -2.0))
+        form = PotentialAlongMeans(
+            process.curve, as_dtype(whitening, dtype), as_dtype(speed * length, dtype)
+        )
+        return ActionLoss(Shares(process), form, as_dtype(speed, dtype))
+
+    def _width(self, dim: int) -> int:
+        return 1
+
+    def _field(self, objective: ActionLoss, network: Any) -> GradientAlongMeans:
+        return GradientAlongMeans(with_network(objective.form, network))
+
+
+METHODS = {method.name: method for method in (PathFlow, PathAction)}
 
 
 def fit_path(
@@ -130,7 +244,7 @@ def fit_path(
     **Arguments:**
 
     - `data`: points `(n_t, dim)` or data frames with the same columns, by their time.
-    - `method`: "flow" or a method object.
+    - `method`: "flow", "action" or a method object.
     - `key`: seed or typed key.
 
     **Returns:** a `Path`; `P.fit.messages` is what must be known about data and training.
@@ -151,10 +265,11 @@ def fit_path(
     pairs = [pair_of(x, y) for x, y in itertools.pairwise(sets)]
     samples = [pair.source for pair in pairs] + [pairs[-1].target]
     messages = tuple(dict.fromkeys(message for pair in pairs for message in pair.messages))
-    chosen = PathFlow() if method == "flow" else method
-    if isinstance(chosen, str):
-        raise ValueError(f"no method {method!r} of a path; there is flow.")
-    found = chosen.fit(times, samples, as_key(key))
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r} of a path; there are {', '.join(METHODS)}.")
+        method = METHODS[method]()
+    found = method.fit(times, samples, as_key(key))
     for message in messages:
         warnings.warn(message, DataWarning, stacklevel=2)
     fit = dataclasses.replace(
@@ -169,10 +284,12 @@ def fit_path(
     return dataclasses.replace(found, fit=fit)
 
 
-def _scales(samples: list[Sample], times: np.ndarray, dtype: Any) -> tuple[Array, Array]:
+def _scales(
+    samples: list[Sample], times: Float[np.ndarray, " times"]
+) -> tuple[Float[np.ndarray, "dim dim"], float]:
     """The whitening of the mean covariance, and the size of a velocity."""
     covariance = np.mean([moments(sample).covariance for sample in samples], axis=0)
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 1e-6 * max(values[-1], np.finfo(np.float64).tiny))
     speed = np.sqrt(np.mean(values)) * (len(times) - 1) / (times[-1] - times[0])
-    return as_dtype(vectors / np.sqrt(values), dtype), as_dtype(speed, dtype)
+    return vectors / np.sqrt(values), float(speed)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.base import Times, as_dtype
-from driftbridge.transport.couplings import Coupling, Paired
+from driftbridge.transport.bent_path import BentPath
+from driftbridge.transport.couplings import Coupling, Paired, Pairs
 from driftbridge.transport.exact import optimal_coupling
 from driftbridge.transport.pairing import coupled
 from driftbridge.transport.points import Sample
@@ -74,12 +75,13 @@ class Process(eqx.Module):
 
     `s` is the share of the time between them that has passed. The correction vanishes at the
     data's times, so that the process has their laws there; between them its mean is `curve`, and
-    its deviations from the mean move on straight lines.
+    its deviations from the mean move on straight lines, or on paths that `bend`.
     """
 
     couplings: tuple[Coupling, ...]
     curve: Curve
     lines: Curve
+    bend: BentPath | None = None
 
     def draw(self, key: Key[Array, ""], n: int) -> Moving:
         """`n` moments, equally many in every interval, each with a pair of its own."""
@@ -88,20 +90,51 @@ class Process(eqx.Module):
             size = (n + k) // count
             if size:
                 s = even_times(fold_in(fold_in(key, k), 0), size, self.curve.knots.dtype)
-                parts.append(self._between(k, s, fold_in(fold_in(key, k), 1), size))
+                pairs = self.couplings[k].pairs(fold_in(fold_in(key, k), 1), size)
+                parts.append(self._between(jnp.asarray(k), s, *pairs))
         return Moving(*(jnp.concatenate(side) for side in zip(*parts, strict=True)))
 
     def marginal(self, key: Key[Array, ""], interval: int, s: Array, n: int) -> Moving:
         """`n` points of the law at the share `s` of an interval."""
-        return self._between(interval, jnp.broadcast_to(s, (n,)), key, n)
+        pairs = self.couplings[interval].pairs(key, n)
+        return self._between(jnp.asarray(interval), jnp.broadcast_to(s, (n,)), *pairs)
 
-    def _between(self, interval: int, s: Array, key: Key[Array, ""], n: int) -> Moving:
-        x, y = self.couplings[interval].pairs(key, n)
+    def at(self, key: Key[Array, ""], t: Float[Array, " n"]) -> Moving:
+        """One point of the law at each of some times."""
+        n, knots = len(t), self.curve.knots
+        interval = jnp.clip(jnp.searchsorted(knots, t, side="right") - 1, 0, len(knots) - 2)
+        pairs = [c.pairs(fold_in(key, k), n) for k, c in enumerate(self.couplings)]
+        x, y = (jnp.stack(side)[interval, jnp.arange(n)] for side in zip(*pairs, strict=True))
+        share = (t - knots[interval]) / (knots[interval + 1] - knots[interval])
+        return self._between(interval, share, x, y)
+
+    def _between(self, interval: Array, s: Array, x: Array, y: Array) -> Moving:
         start, end = self.curve.knots[interval], self.curve.knots[interval + 1]
         t = start + s * (end - start)
-        place = x + s[:, None] * (y - x) + self.curve(t) - self.lines(t)
-        speed = (y - x) / (end - start) + self.curve.velocity(t) - self.lines.velocity(t)
-        return Moving(t, place, speed)
+        if self.bend is None:
+            place, moved = x + s[:, None] * (y - x), y - x
+        else:
+            place, moved = self.bend(s, x, y)
+        place = place + self.curve(t) - self.lines(t)
+        speed = moved / jnp.reshape(end - start, (-1, 1))
+        return Moving(t, place, speed + self.curve.velocity(t) - self.lines.velocity(t))
+
+
+class Neighbours(Coupling):
+    """Pairs of all intervals in turn."""
+
+    couplings: tuple[Coupling, ...]
+
+    def _pairs(self, key: Key[Array, ""], n: int) -> Pairs:
+        count = len(self.couplings)
+        size = -(-n // count)
+        drawn = [c.pairs(fold_in(key, k), size) for k, c in enumerate(self.couplings)]
+        # In turn, not one interval after another: times of a batch come in order.
+        x, y = (
+            jnp.stack(side, axis=1).reshape(size * count, -1)[:n]
+            for side in zip(*drawn, strict=True)
+        )
+        return x, y
 
 
 def couple(source: Sample, target: Sample, key: Key[Array, ""]) -> Coupling:

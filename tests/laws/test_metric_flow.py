@@ -11,6 +11,7 @@ from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.training import Training, train
 from driftbridge.transport import Paired, wasserstein
 from driftbridge.transport.affine import gaussians
+from driftbridge.transport.bent_path import BentPath, MetricEnergy, Timeless
 from driftbridge.transport.data_metric import (
     DiagonalMetric,
     FlatMetric,
@@ -19,13 +20,7 @@ from driftbridge.transport.data_metric import (
 )
 from driftbridge.transport.flow import FlowMatching
 from driftbridge.transport.mccann import mccann
-from driftbridge.transport.metric_flow import (
-    BentMatching,
-    BentPath,
-    MetricEnergy,
-    MetricFlow,
-    Timeless,
-)
+from driftbridge.transport.metric_flow import BentMatching, MetricFlow
 from driftbridge.transport.networks import MLP
 from driftbridge.transport.points import Sample
 

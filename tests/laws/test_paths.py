@@ -2,13 +2,18 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import driftbridge as db
+from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.training import Training
-from driftbridge.transport.fit_path import PathFlow
-from driftbridge.transport.snapshots import polygon, spline
+from driftbridge.transport.couplings import Paired
+from driftbridge.transport.data_metric import Land
+from driftbridge.transport.fit_path import PathAction, PathFlow
+from driftbridge.transport.snapshots import Neighbours, polygon, spline
 
 QUICK = Training(num_steps=1000, batch_size=128)
 TIMES = (0.0, 1.0, 2.5, 4.0)
@@ -68,6 +73,57 @@ def test_the_flow_carries_each_snapshot_to_the_next(fitted):
         # 500 points of deviation 1.8 know their mean to .08; training leaves as much again.
         np.testing.assert_allclose(moved.mean(axis=0), mean(end), atol=0.35)
         np.testing.assert_allclose(moved.std(axis=0), width(end), atol=0.25)
+
+
+@pytest.fixture(scope="module", params=["action", "metric"])
+def other(request):
+    kind = PathAction if request.param == "action" else PathFlow
+    settings = {} if request.param == "action" else {"metric": Land()}
+    return db.fit_path(data(), kind(training=QUICK, **settings), 0)
+
+
+def test_other_fields_carry_each_snapshot_to_the_next(other):
+    for start, end in ((0.0, 4.0), (2.5, 1.0)):
+        moved = np.asarray(other(snapshot(start, 1000, 9), start, end))
+        # As of the plain flow, above.
+        np.testing.assert_allclose(moved.mean(axis=0), mean(end), atol=0.35)
+        np.testing.assert_allclose(moved.std(axis=0), width(end), atol=0.25)
+
+
+def test_other_processes_have_the_data_at_their_times(other):
+    drawn = np.asarray(other.marginal(3, 1.0, 500))
+    nearest = np.abs(drawn[:, None] - snapshot(1.0, 500, 0)[None]).sum(axis=2).min(axis=1)
+    assert nearest.max() < 1e-4
+
+
+def test_action_matching_gives_a_gradient():
+    training = dataclasses.replace(QUICK, num_steps=200)
+    action = db.fit_path(data(), PathAction(training=training), 0)
+    plain = db.fit_path(data(), PathFlow(training=training), 0)
+    for path, symmetric in ((action, True), (plain, False)):
+        jacobian = jax.jacobian(lambda x, path=path: path.field(jnp.asarray(1.3), x[None])[0])
+        curls = [abs(j[0, 1] - j[1, 0]) for j in map(jacobian, jnp.asarray(snapshot(1.3, 20, 1)))]
+        assert (max(curls) < 1e-4) == symmetric
+
+
+def test_draws_at_times_are_of_the_laws_of_those_times(fitted):
+    times = np.repeat([0.3, 1.0, 1.7, 4.0], 2000).astype(np.float32)
+    found = fitted.process.at(as_key(0), jnp.asarray(times))
+    knots = np.array(TIMES)
+    curve = spline(knots, np.stack([points.mean(axis=0) for points in data().values()]))
+    np.testing.assert_allclose(found.t, times, atol=1e-6)
+    for t in (0.3, 1.0, 1.7, 4.0):
+        here = np.asarray(found.place)[times == np.float32(t)]
+        # 2000 draws of deviation 1.8 at most.
+        np.testing.assert_allclose(here.mean(axis=0), curve(t)[0], atol=5 * 1.8 / 2000**0.5)
+
+
+def test_pairs_of_neighbours_come_in_turn():
+    parts = [np.full((5, 1), float(k)) for k in range(3)]
+    both = Neighbours(tuple(Paired(part, part + 10) for part in parts))
+    x, y = both.pairs(0, 7)
+    np.testing.assert_array_equal(x[:, 0], [0, 1, 2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(y, x + 10)
 
 
 def test_there_and_back(fitted):
