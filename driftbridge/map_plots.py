@@ -31,6 +31,7 @@ KEY = [("source", SOURCE), ("image", IMAGE), ("target", TARGET)]
 ARROWS = 150
 POINTS = 800
 COLUMNS = 6
+LOSSES = 3
 
 
 def _styled(figure):
@@ -140,6 +141,28 @@ def distances(report: "MapReport") -> "Figure":
         axis.set_yticks([])
         axis.set_title(name)
     heading(figure, "", [("source", SOURCE), ("image", IMAGE), ("floor", TARGET)])
+    return figure
+
+
+@_styled
+def losses(report: "MapReport") -> "Figure":
+    """Losses against steps, on the steps and held out, of each training of a learned map."""
+    curves = report.fit.curves
+    if not curves:
+        raise ValueError(f"{report.fit.method} maps are not trained, so there are no losses.")
+    shown = curves if len(curves) <= LOSSES else (*curves[: LOSSES - 1], curves[-1])
+    figure = new_figure(1.9)
+    for axis, (name, curve) in zip(figure.subplots(1, LOSSES).ravel(), shown, strict=False):
+        steps = np.asarray(curve.steps)
+        axis.plot(steps, curve.losses, color=MUTED, lw=1.0)
+        axis.plot(steps, curve.held_out, color=IMAGE, lw=1.4)
+        axis.set_title(name.replace("_", " "))
+        axis.set_xlabel("steps")
+    for axis in figure.axes[len(shown) :]:
+        axis.set_visible(False)
+    more = len(curves) - len(shown)
+    text = f"{len(shown)} of {len(curves)} trainings" if more else ""
+    heading(figure, text, [("training", MUTED), ("held out", IMAGE)])
     return figure
 
 

@@ -35,7 +35,7 @@ def write(report: "MapReport", path: str | os.PathLike, title: str | None = None
         verdict=escape(report.sentence),
         findings=fit.messages,
         tiles=_tiles(report),
-        body=_distances(report) + _pictures(report),
+        body=_distances(report) + _pictures(report) + _training(report),
         about="How the map was fitted.",
         facts=_facts(report),
     )
@@ -101,6 +101,13 @@ def _pictures(report: "MapReport") -> str:
             map_plots.columns(report), "columns", "Each coordinate by itself: image on target."
         )
     return f"<h2>Points</h2><p>Test points, at most 2000 of each.</p>{parts}"
+
+
+def _training(report: "MapReport") -> str:
+    if not report.fit.curves:
+        return ""
+    text = "The loss of the steps, and that of points held out."
+    return f"<h2>Training</h2><p>{text}</p>{figure(map_plots.losses(report), 'losses')}"
 
 
 def _facts(report: "MapReport") -> tuple[Mapping[str, Any], ...]:

@@ -9,7 +9,7 @@ import pytest
 
 import driftbridge as db
 from driftbridge import map_plots, map_report
-from driftbridge.transport import Corrected, Flow, Training
+from driftbridge.transport import JKO, Corrected, Flow, Training
 from driftbridge.transport.report import Bounds
 
 
@@ -108,3 +108,15 @@ def test_a_flow_says_how_points_move(tmp_path):
     assert "path energy" in str(report)
     page = map_report.write(report, tmp_path / "page.html").read_text()
     assert "Curvature" in page and "Rotation" in page
+
+
+def test_losses_are_drawn_of_what_is_trained(reported, tmp_path):
+    with pytest.raises(ValueError, match="are not trained"):
+        map_plots.losses(reported[1])
+    x, y = clouds(60, 3)
+    few = Training(num_steps=2, batch_size=16)
+    for method, count in ((Flow(training=few), 1), (JKO(num_steps=5, training=few), 3)):
+        report = db.fit_map(x, y, method).report(*clouds(40, 4))
+        axes = [axis for axis in map_plots.losses(report).axes if axis.get_visible()]
+        assert len(axes) == count
+        assert "<h2>Training</h2>" in map_report.write(report, tmp_path / "a.html").read_text()

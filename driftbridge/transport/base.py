@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import as_key
+from driftbridge.runtime.training import Curve
 from driftbridge.transport.account import Account
 from driftbridge.transport.points import Sample, as_rows, like_rows, traced
 from driftbridge.transport.streaming import streamed
@@ -54,6 +55,7 @@ class Fit(Account):
     - `messages`: what a user must know about the data or the solvers, a sentence each.
     - `columns`: names of the coordinates, None for arrays.
     - `numbers`: what the method chose or reached, by name.
+    - `curves`: losses of its trainings, by name, in order.
     - `seconds`: wall time.
     """
 
@@ -65,6 +67,7 @@ class Fit(Account):
     messages: tuple[str, ...] = ()
     columns: tuple[str, ...] | None = None
     numbers: tuple[tuple[str, float | int | str], ...] = ()
+    curves: tuple[tuple[str, Curve], ...] = ()
     seconds: float = 0.0
 
 

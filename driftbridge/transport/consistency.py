@@ -139,7 +139,7 @@ class ConsistencyFlow(Method):
         first = train(plain, network, fold_in(key, 5), self.training.part("flow"), judge)
         second = train(objective, first.model, fold_in(key, 6), self.training, judge)
         return FewStepMap(
-            account_of(self.name, second, time.perf_counter() - start),
+            account_of(self.name, second, time.perf_counter() - start, flow=first),
             objective.jump(second.model),
             pairing.base.shift,
             self.num_steps,

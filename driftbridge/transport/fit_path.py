@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from driftbridge.runtime.keys import as_key
 from driftbridge.runtime.products import product
 from driftbridge.runtime.threefry import fold_in
-from driftbridge.runtime.training import Objective, Training, train
+from driftbridge.runtime.training import Objective, Trained, Training, train
 from driftbridge.transport.action_matching import ActionLoss
 from driftbridge.transport.base import Times, as_dtype
 from driftbridge.transport.bent_path import PathSettings
@@ -164,12 +164,12 @@ class PathFlow(eqx.Module):
     ) -> Path:
         start = time.perf_counter()
         dtype, dim = samples[0].points.dtype, samples[0].points.shape[1]
-        process = self._process(times, samples, key)
+        process, before = self._process(times, samples, key)
         objective = self._objective(process, *_scales(samples, times))
         network = network_for(self.network, fold_in(key, 2), dim, self._width(dim), dtype)
         trained = train(objective, network, fold_in(key, 3), self.training)
         return Path(
-            account_of(self.name, trained, time.perf_counter() - start),
+            account_of(self.name, trained, time.perf_counter() - start, **before),
             process,
             self._field(objective, trained.model),
             self.num_steps,
@@ -178,18 +178,19 @@ class PathFlow(eqx.Module):
 
     def _process(
         self, times: Float[np.ndarray, " times"], samples: list[Sample], key: Key[Array, ""]
-    ) -> Process:
+    ) -> tuple[Process, dict[str, Trained]]:
+        """The process, and what was trained for it."""
         dtype = samples[0].points.dtype
         means = np.stack([moments(sample).mean for sample in samples]).astype(dtype)
         curve, lines = CURVES[self.means](times, means), polygon(times, means)
         pairs = enumerate(itertools.pairwise(samples))
         couplings = tuple(couple(*two, fold_in(fold_in(key, 1), k)) for k, two in pairs)
         if isinstance(self.metric, Flat):
-            return Process(couplings, curve, lines)
+            return Process(couplings, curve, lines), {}
         points = np.concatenate([sample.points for sample in samples])
         settings = PathSettings(self.metric)
-        bend, _ = settings.fit(points, Neighbours(couplings), None, fold_in(key, 4))
-        return Process(couplings, curve, lines, bend)
+        bend, trained = settings.fit(points, Neighbours(couplings), None, fold_in(key, 4))
+        return Process(couplings, curve, lines, bend), {"path": trained}
 
     def _objective(self, process: Process, whitening: Any, scale: float) -> Any:
         """What is minimised, given a whitening of deviations and the size of a velocity."""

@@ -199,4 +199,5 @@ def _account(name: str, flow: Trained, noise: Trained | None, seconds: float) ->
         converged=account.converged and second.converged,
         messages=account.messages + tuple(f"of the score: {text}" for text in second.messages),
         numbers=account.numbers + named,
+        curves=(("velocity", flow.curve), ("score", noise.curve)),
     )

@@ -137,12 +137,14 @@ class JKO(Method):
         dtype, dim = device_dtype(source.points), source.points.shape[1]
         points = source.points if affine is None else streamed(affine, "_transport", source.points)
         players, moves, numbers, lost = self._players(dim, dtype, key), [], {}, 0
+        curves = []
         for k in range(self.num_steps):
             drawn = Resampled(points, source.weights)
             reference = _gaussian(Sample(points, source.weights), dtype)
             objective = JKOStep(drawn, reference, energy, as_dtype(step, dtype))
             training = self.training.part(f"step{k}")
             trained = train(objective, players, fold_in(key, 2 * k + 4), training)
+            curves.append((f"step {k + 1}", trained.curve))
             players, lost = trained.model, lost + (trained.status == "diverged")
             transport, value = _measured(objective, players, fold_in(key, 2 * k + 5))
             numbers[f"transport_{k + 1}"] = float(transport)
@@ -160,6 +162,7 @@ class JKO(Method):
             converged=lost == 0,
             messages=messages,
             numbers=tuple(numbers.items()),
+            curves=tuple(curves),
             seconds=time.perf_counter() - start,
         )
         return ChainMap(fit, affine, stacked(moves))

@@ -9,8 +9,8 @@ from driftbridge.runtime.training import Trained
 from driftbridge.transport.base import Fit
 
 
-def account_of(name: str, trained: Trained, seconds: float) -> Fit:
-    """The account of a map whose model was trained once."""
+def account_of(name: str, trained: Trained, seconds: float, **before: Trained) -> Fit:
+    """The account of a map whose model was trained, and of what was trained before it, by name."""
     messages = ()
     if trained.status == "diverged":
         messages = (
@@ -30,6 +30,7 @@ def account_of(name: str, trained: Trained, seconds: float) -> Fit:
         converged=trained.status != "diverged",
         messages=messages,
         numbers=tuple(numbers.items()),
+        curves=(*((label, other.curve) for label, other in before.items()), (name, trained.curve)),
         seconds=seconds,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.threefry import fold_in
-from driftbridge.runtime.training import Objective, Training, train
+from driftbridge.runtime.training import Objective, Trained, Training, train
 from driftbridge.transport.base import Method, as_dtype
 from driftbridge.transport.bent_path import BentPath, PathSettings, Timeless
 from driftbridge.transport.couplings import Coupling
@@ -18,7 +18,7 @@ from driftbridge.transport.data_metric import Land, MetricSettings
 from driftbridge.transport.flow import velocity_loss
 from driftbridge.transport.flow_map import FlowMap, Residual
 from driftbridge.transport.integration import RungeKutta4, Scheme
-from driftbridge.transport.learned import account_of
+from driftbridge.transport.learned import account_of, with_numbers
 from driftbridge.transport.mccann import McCann
 from driftbridge.transport.networks import MLP, network_for
 from driftbridge.transport.pairing import Pairing, paired
@@ -94,27 +94,26 @@ class MetricFlow(Method):
         start = time.perf_counter()
         dtype, dim = source.points.dtype, source.points.shape[1]
         pairing = paired(source, target, self.coupling, key)
-        path, energies = self._path(pairing, key)
+        path, first = self._path(pairing, key)
         noise = as_dtype(self.noise, dtype)
         objective = BentMatching(pairing.coupling, path, pairing.base, pairing.scale, noise)
         assert pairing.held_out is not None
         held_out = dataclasses.replace(objective, coupling=pairing.held_out)
         network = network_for(self.network, fold_in(key, 4), dim, dim, dtype)
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
-        account = account_of(self.name, trained, time.perf_counter() - start)
+        account = account_of(self.name, trained, time.perf_counter() - start, path=first)
+        looks = first.curve.held_out
+        energies = {"straight_energy": float(looks[0]), "path_energy": float(np.nanmin(looks))}
         return FlowMap(
-            dataclasses.replace(account, numbers=account.numbers + energies),
+            with_numbers(account, energies),
             objective.field(trained.model),
             pairing.base.shift,
             self.num_steps,
             self.scheme,
         )
 
-    def _path(self, pairing: Pairing, key: Key[Array, ""]) -> tuple[BentPath, tuple]:
-        """The path of least energy, and the energies of it and of the straight one."""
+    def _path(self, pairing: Pairing, key: Key[Array, ""]) -> tuple[BentPath, Trained]:
+        """The path of least energy, and how it was trained."""
         points = np.concatenate([pairing.source.kept.points, pairing.target.kept.points])
         settings = PathSettings(self.metric, self.path_network, self.path_training, self.noise)
-        path, trained = settings.fit(points, pairing.coupling, pairing.held_out, key)
-        looks = trained.curve.held_out
-        energies = {"straight_energy": float(looks[0]), "path_energy": float(np.nanmin(looks))}
-        return path, tuple(energies.items())
+        return settings.fit(points, pairing.coupling, pairing.held_out, key)

@@ -173,7 +173,7 @@ class Rectified(Flow):
         model = self._network(source.points, fold_in(key, 4))
         first = self._objective(coupling, base, fold_in(key, 2))
         test = begins.test.points
-        numbers, found = {}, None
+        numbers, curves, found = {}, [], None
         for k in range(self.rounds):
             if found is not None:
                 coupling, held = reflowed(found, begins, ends, self.endpoints, random, k)
@@ -183,6 +183,7 @@ class Rectified(Flow):
             trained = train(objective, model, fold_in(key, 5 + k), training, held_out)
             model = trained.model
             account = account_of(self.name, trained, time.perf_counter() - start)
+            curves.append((f"round {k + 1}", trained.curve))
             found = FlowMap(account, first.field(model), base.shift, self.num_steps, self.scheme)
             image = np.asarray(found(test))
             numbers[f"cost_{k + 1}"] = mean_cost(test, image, self._cost)
@@ -190,7 +191,8 @@ class Rectified(Flow):
             if trained.status == "diverged":
                 break
         assert found is not None
-        return dataclasses.replace(found, fit=with_numbers(found.fit, numbers))
+        fit = dataclasses.replace(with_numbers(found.fit, numbers), curves=tuple(curves))
+        return dataclasses.replace(found, fit=fit)
 
     @property
     def _cost(self) -> ConvexCost:

@@ -10,13 +10,21 @@ import pytest
 import driftbridge as db
 from driftbridge.runtime.training import Training
 from driftbridge.transport.affine import bures
-from driftbridge.transport.couplings import Independent
+from driftbridge.transport.couplings import (
+    GlobalSinkhorn,
+    Independent,
+    Pooled,
+    SemidiscreteCoupling,
+)
 from driftbridge.transport.flow import Flow
 from driftbridge.transport.flow_map import FlowMap, Residual, Still, divergence
 from driftbridge.transport.integration import Euler, Heun, RungeKutta4, integrate
+from driftbridge.transport.maximum_mean_discrepancy import energy_distance
 from driftbridge.transport.mccann import mccann
 from driftbridge.transport.measures import Moments
+from driftbridge.transport.minibatch import MinibatchOT
 from driftbridge.transport.networks import MLP
+from driftbridge.transport.refinement import HierarchicalRefinement
 
 SOURCE = Moments(np.array([1.0, -1.0]), np.array([[1.0, 0.3], [0.3, 0.5]]))
 TARGET = Moments(np.array([0.0, 2.0]), np.array([[2.0, -0.8], [-0.8, 1.5]]))
@@ -146,6 +154,38 @@ def test_a_saved_flow_is_the_same(learned, tmp_path):
     again = db.load(learned.save(tmp_path / "flow.npz"))
     np.testing.assert_array_equal(again(x), learned(x))
     assert again.fit.numbers == learned.fit.numbers
+
+
+def test_the_losses_of_the_training_are_kept(learned, tmp_path):
+    for fit in (learned.fit, db.load(learned.save(tmp_path / "flow.npz")).fit):
+        ((name, curve),) = fit.curves
+        assert name == "flow"
+        assert len(curve.steps) == len(curve.losses) == len(curve.held_out)
+        assert curve.held_out[-1] < curve.held_out[0]
+
+
+COUPLINGS = {
+    "independent": lambda x, y: Independent(x, y),
+    "minibatch": lambda x, y: MinibatchOT(x, y, batch_size=64, pool=40),
+    "minibatch, entropic": lambda x, y: MinibatchOT(x, y, 64, 0.1, pool=20),
+    "sinkhorn": lambda x, y: Pooled(GlobalSinkhorn(x, y, 0.1), 2000),
+    "semidiscrete": lambda x, y: Pooled(SemidiscreteCoupling(x, y, 0.1), 2000),
+    "refined": lambda x, y: HierarchicalRefinement(x, y),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_every_coupling_makes_a_flow_to_the_target(name):
+    x, y = mixture(1024, 0)
+
+    def coupling(x, y, key=0, **weights):
+        return COUPLINGS[name](x, y)
+
+    fitted = db.fit_map(x, y, Flow(coupling=coupling, held_out=0.0, training=QUICK))
+    z, there = mixture(1000, 7)
+    # Between samples of 1000 it is .04 to .16; of the affine map's image .51.
+    assert energy_distance(np.asarray(fitted(z)), there) < 0.2
 
 
 def test_a_map_is_a_function_inside_jit(learned):
