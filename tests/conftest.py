@@ -1,7 +1,15 @@
 """Strict JAX settings for every test, and float64 where a test asks for it."""
 
 import gc
+import os
 from pathlib import Path
+
+# Compilation is most of a test's time: programs are shared by the workers and by the processes that
+# tests start, and kept for the next run. Set before JAX is imported, which reads it then.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
