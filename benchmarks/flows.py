@@ -140,12 +140,14 @@ def plane(name: str, seeds: int) -> tuple[dict, bool]:
         mean = means["driftbridge"][:, k].mean()
         if bar is not None:
             met &= bool(mean <= bar)
+            row[f"{label} at most {bar}"] = bool(mean <= bar)
             print(f"  {label} at most {bar}: {verdict(bool(mean <= bar))}")
         if "torch" in means and seeds > 1:
             paired = means["driftbridge"][:, k] - means["torch"][:, k]
             error = paired.std(ddof=1) / np.sqrt(seeds)
             fine = bool(paired.mean() <= error)
             met &= fine
+            row[f"{label} less torch's"] = [float(paired.mean()), float(error), fine]
             print(f"  {label} less torch's {paired.mean():+.4f} ± {error:.4f}: {verdict(fine)}")
     print(flush=True)
     return row, met

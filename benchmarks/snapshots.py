@@ -52,6 +52,11 @@ def floor(points: np.ndarray) -> float:
     return float(np.mean(found))
 
 
+def extrapolated(half: float, dim: int) -> float:
+    """The floor of twice as many points: W2 of samples falls as `n^{-1/dim}`."""
+    return half * 2 ** (-1 / dim)
+
+
 def learned(groups: list[np.ndarray], out: int, seed: int, small: bool) -> dict[str, float]:
     """Distances of what is fitted to the other collections."""
     data = {float(k): points for k, points in enumerate(groups) if k != out}
@@ -91,20 +96,23 @@ def main() -> int:
             "midpoint": float(wasserstein(midpoint(before, after), truth)),
         }
         runs = [learned(groups, out, seed, chosen.small) for seed in range(seeds)]
-        print(f"collection {out}: floor {floor(truth):.3f} between halves")
+        half = floor(truth)
+        whole = extrapolated(half, truth.shape[1])
+        print(f"collection {out}: floor {half:.3f} between halves, {whole:.3f} at their double")
         for name, value in known.items():
             print(f"  {name:28s} {value:.3f}")
-        row = {"left out": out, "floor": floor(truth), **known}
+        row = {"left out": out, "floor": half, "floor of all": whole, **known}
         for name in runs[0]:
             values = np.array([run[name] for run in runs])
             error = values.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else np.nan
-            row[name] = float(values.mean())
+            row[name], row[f"{name}, error"] = float(values.mean()), float(error)
             print(f"  {name:28s} {values.mean():.3f} ± {error:.3f}")
         fine = row["spline, flow from before"] <= BARS[out]
         bound = OTHERS * known["midpoint"]
-        others = [name for name in row if name.startswith("straight") and "before" in name]
+        others = [name for name in row if name.startswith("straight") and name.endswith("before")]
         near = all(row[name] <= bound for name in others)
         met &= fine and near
+        row["default path"], row["others"] = bool(fine), bool(near)
         print(f"  default path at most {BARS[out]}: {verdict(fine)}; flows with straight means at "
               f"most {OTHERS} times the midpoint, {bound:.3f}: {verdict(near)}")  # fmt: skip
         best = min(known, key=known.__getitem__)

@@ -106,7 +106,8 @@ def _pictures(report: "MapReport") -> str:
 def _training(report: "MapReport") -> str:
     if not report.fit.curves:
         return ""
-    text = "The loss of the steps, and that of points held out."
+    held_out = any(np.isfinite(curve.held_out).any() for _, curve in report.fit.curves)
+    text = f"The loss of the steps{', and that of points held out' * held_out}."
     return f"<h2>Training</h2><p>{text}</p>{figure(map_plots.losses(report), 'losses')}"
 
 
@@ -118,7 +119,8 @@ def _facts(report: "MapReport") -> tuple[Mapping[str, Any], ...]:
         "Converged": "yes" if fit.converged else "no",
         "Fitting": seconds(fit.seconds),
     }
-    method |= {name.replace("_", " "): _number(value) for name, value in fit.numbers}
+    known = ((name, value) for name, value in fit.numbers if value == value)  # no NaN
+    method |= {name.replace("_", " "): _number(value) for name, value in known}
     cost = {
         "Mean squared distance moved": f"{report.cost.mean:.5g} ± {report.cost.error:.2g}",
         "Of the points compared": f"{report.cost_there:.5g}",

@@ -103,6 +103,8 @@ def test_a_flow_says_how_points_move(tmp_path):
     x, y = clouds(120, 3)
     fitted = db.fit_map(x, y, Flow(training=Training(num_steps=5, batch_size=16)))
     report = fitted.report(*clouds(60, 4))
+    loss = report.to_dict()["fit"]["numbers"]["held_out_loss"]
+    assert f"held-out loss {loss:.4g}" in str(report)
     assert report.motion is not None and report.motion.steps == 1  # straight paths, as good as
     assert report.to_dict()["motion"]["energy"] == report.motion.energy
     assert "path energy" in str(report)

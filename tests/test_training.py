@@ -1,11 +1,16 @@
 """Training: what it reaches, and what it does when it is cut short or goes wrong."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jaxtyping import Array
 
@@ -104,6 +109,46 @@ def test_a_training_that_was_cut_ends_as_if_it_had_not_been(tmp_path, monkeypatc
     np.testing.assert_array_equal(whole.model.slope, again.model.slope)
 
 
+KILLED = """
+import dataclasses, os, signal, sys
+from driftbridge.runtime import training
+from tests.test_training import QUICK, as_key, line, problem
+
+training.CHECKPOINT_EVERY = 0.0
+
+def kill(at):
+    if at.done == 150:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+kept = dataclasses.replace(QUICK, checkpoint=sys.argv[1], progress=kill)
+training.train(problem(), line(), as_key(3), kept, problem())
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_ends_as_if_it_had_not_been(tmp_path):
+    path = tmp_path / "state.npz"
+    command = [sys.executable, "-c", KILLED, str(path)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert path.is_file()
+    resumed = train(
+        problem(), line(), as_key(3), dataclasses.replace(QUICK, checkpoint=str(path)), problem()
+    )
+    whole = train(problem(), line(), as_key(3), QUICK, problem())
+    np.testing.assert_array_equal(whole.model.slope, resumed.model.slope)
+    assert resumed.seconds > 0 and resumed.curve.steps.tolist() == whole.curve.steps.tolist()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = tmp_path / "state.npz"
+    kept = dataclasses.replace(QUICK, num_steps=20, checkpoint=str(path))
+    for content in (b"no zip", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"state.npz holds no checkpoint"):
+            train(problem(), line(), as_key(0), kept)
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     kept = dataclasses.replace(QUICK, num_steps=20, checkpoint=str(tmp_path / "state.npz"))
     train(problem(), line(), as_key(0), kept)
@@ -111,6 +156,9 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         train(problem(), line(), as_key(1), kept)
     with pytest.raises(ValueError, match="checkpoint of another training"):
         train(problem(), line(), as_key(0), dataclasses.replace(kept, learning_rate=0.1))
+    for other in (optax.scale_by_adam(b1=0.5), optax.identity()):
+        with pytest.raises(ValueError, match="checkpoint of another training"):
+            train(problem(), line(), as_key(0), dataclasses.replace(kept, optimiser=other))
 
 
 def test_models_of_one_fit_have_checkpoints_of_their_own(tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -377,6 +378,7 @@ def _marks(training: Training) -> tuple:
         *(float(number) for number in _schedule(training, np.float64)),
         training.validate_every,
         training.patience,
+        training.optimiser,
     )
 
 
@@ -394,14 +396,20 @@ def _write(path: str, state: State, looks: list, marks: dict[str, str]) -> None:
 
 def _read(path: str, like: State, marks: dict[str, str]) -> tuple[State, list]:
     """A state that was written, if it is one of this training."""
-    with np.load(path) as stored:
-        found = json.loads(bytes(stored["header"]).decode())
-        if differs := difference(marks, found):
-            raise ValueError(
-                f"{path} is a checkpoint of another training: {differs}. Remove it, or name a new "
-                "file."
-            )
-        structure = jax.tree.structure(like)
-        leaves = [jax.device_put(stored[f"leaf_{i}"]) for i in range(structure.num_leaves)]
-        looks = [(int(step), loss, held_out) for step, loss, held_out in stored["looks"].tolist()]
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        found = json.loads(bytes(arrays["header"]).decode())
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no checkpoint of a training, or is damaged: {error}. Remove it, or name "
+            "a new file."
+        ) from error
+    if differs := difference(marks, found):
+        raise ValueError(
+            f"{path} is a checkpoint of another training: {differs}. Remove it, or name a new file."
+        )
+    structure = jax.tree.structure(like)
+    leaves = [jax.device_put(arrays[f"leaf_{i}"]) for i in range(structure.num_leaves)]
+    looks = [(int(step), loss, held_out) for step, loss, held_out in arrays["looks"].tolist()]
     return jax.tree.unflatten(structure, leaves), looks

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from driftbridge.runtime.keys import as_key
 from driftbridge.transport.base import as_dtype
 from driftbridge.transport.couplings import Coupling, Pairs, TableCoupling
+from driftbridge.transport.points import traced
 
 
 class Encoding(eqx.Module):
@@ -42,6 +43,11 @@ class Encoding(eqx.Module):
     def of(self, condition: Any, n: int | None = None, name: str = "condition") -> np.ndarray:
         """Codes `(n, width)` of one condition for all of `n` rows or of one for each; those of one
         condition, `(width,)`, where `n` is None."""
+        if traced(condition):
+            raise ValueError(
+                f"{name} is traced, and must be known: inside jit take the map of one condition, "
+                "T.given(c), from outside."
+            )
         values = np.asarray(condition)
         if values.shape == self.shape:
             code = self.codes(as_condition(values[None], 1, name), name)[0]
@@ -105,8 +111,8 @@ class Numbers(Encoding):
         return "a number" if self.is_scalar else f"{self.width} numbers"
 
     def codes(self, values: np.ndarray, name: str) -> Float[np.ndarray, "n width"]:
-        if values.dtype.kind != "f":
-            raise ValueError(f"{name} must hold floats, as at the fit; got dtype {values.dtype}.")
+        if values.dtype.kind not in "fiu":
+            raise ValueError(f"{name} must hold numbers, as at the fit; got dtype {values.dtype}.")
         rows = values.reshape(len(values), -1).astype(np.float64)
         return (rows - np.asarray(self.mean)) / np.asarray(self.spread)
 
@@ -140,7 +146,10 @@ def encoding_of(condition: np.ndarray) -> Classes | Numbers:
     if condition.dtype.kind != "f":
         return Classes(tuple(np.unique(condition).tolist()))
     rows = condition.reshape(len(condition), -1).astype(np.float64)
-    spread = rows.std(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = rows.std(axis=0)
+    if not np.isfinite(spread).all():
+        raise ValueError(f"condition has values up to {np.abs(rows).max():.3g}: rescale it.")
     return Numbers(
         tuple(rows.mean(axis=0).tolist()),
         tuple(np.where(spread > 0, spread, 1.0).tolist()),

@@ -189,6 +189,12 @@ class PathFlow(eqx.Module):
             return Process(couplings, curve, lines), {}
         points = np.concatenate([sample.points for sample in samples])
         settings = PathSettings(self.metric)
+        training = dataclasses.replace(
+            settings.training,
+            checkpoint=self.training.checkpoint,
+            progress=self.training.progress,
+        )
+        settings = dataclasses.replace(settings, training=training)
         bend, trained = settings.fit(points, Neighbours(couplings), None, fold_in(key, 4))
         return Process(couplings, curve, lines, bend), {"path": trained}
 
@@ -256,7 +262,10 @@ def fit_path(
     cannot be fitted.
     """
     start = time.perf_counter()
-    times = np.asarray([float(t) for t in data], np.float64)
+    try:
+        times = np.asarray([float(t) for t in data], np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data must have numbers as times; got {list(data)}.") from error
     if len(times) < 2 or not np.isfinite(times).all():
         raise ValueError(f"data must have at least two finite times; got {times.tolist()}.")
     if len(np.unique(times)) < len(times):
@@ -270,7 +279,9 @@ def fit_path(
         if method not in METHODS:
             raise ValueError(f"no method {method!r} of a path; there are {', '.join(METHODS)}.")
         method = METHODS[method]()
-    found = method.fit(times, samples, as_key(key))
+    since = times - times[0]  # which float32 resolves where it does not resolve the times
+    _check_spacing(since, times, samples[0].points.dtype)
+    found = method.fit(since, samples, as_key(key))
     for message in messages:
         warnings.warn(message, DataWarning, stacklevel=2)
     fit = dataclasses.replace(
@@ -282,7 +293,20 @@ def fit_path(
         messages=messages + found.fit.messages,
         seconds=time.perf_counter() - start,
     )
-    return dataclasses.replace(found, fit=fit)
+    return dataclasses.replace(found, fit=fit, origin=float(times[0]))
+
+
+def _check_spacing(
+    since: Float[np.ndarray, " times"], times: Float[np.ndarray, " times"], dtype: Any
+) -> None:
+    gaps = np.diff(since)
+    lost = np.abs(np.diff(since.astype(dtype).astype(np.float64)) - gaps) > 1e-3 * gaps
+    if lost.any():
+        k = int(np.argmax(lost))
+        raise ValueError(
+            f"times {times[k]!r} and {times[k + 1]!r} are too close for {dtype}, which must reach "
+            f"from {times[0]!r} to {times[-1]!r}: leave one out, or enable x64."
+        )
 
 
 def _scales(

@@ -23,6 +23,7 @@ from driftbridge.transport.integration import RungeKutta4, Scheme
 from driftbridge.transport.learned import account_of
 from driftbridge.transport.maximum_mean_discrepancy import energy_distance
 from driftbridge.transport.mccann import McCann, mccann
+from driftbridge.transport.measures import part_of
 from driftbridge.transport.networks import MLP, network_for
 from driftbridge.transport.pairing import HELD_OUT, check_share, paired, width_of_condition
 from driftbridge.transport.points import Sample
@@ -130,7 +131,8 @@ class Flow(Method):
         fit = account_of(self.name, trained, time.perf_counter() - start)
         found = self._map(fit, objective.field(trained.model))
         ends = pairing.source.held_out, pairing.target.held_out
-        if self.held_out > 0 and not is_closer(found, *ends):
+        encoding = None if target.condition is None else encoding_of(target.condition)
+        if self.held_out > 0 and not is_closer(found, *ends, encoding):
             whole = mccann(*gaussians(source, target), dtype)
             fit = dataclasses.replace(fit, messages=(*fit.messages, NOT_CLOSER))
             return self._map(fit, Residual(whole, Still(), scale))
@@ -140,29 +142,34 @@ class Flow(Method):
         return FlowMap(fit, field, field.base.shift, self.num_steps, self.scheme)
 
 
-def is_closer(found: FlowMap, source: Sample, target: Sample) -> bool:
+def is_closer(found: FlowMap, source: Sample, target: Sample, encoding: Any = None) -> bool:
     """Whether the flow brings points closer to the target than its base alone does.
 
-    With conditions, points are compared together with theirs. A source without conditions has the
-    target's, which do not depend on its points.
+    With conditions, of the encoding given, points are compared together with theirs. A source
+    without conditions has the target's, which do not depend on its points.
     """
-    few = slice(0, TESTED)
-    x, y = source.points[few], target.points[few]
+    source, target = (part_of(s, np.arange(min(TESTED, len(s.points)))) for s in (source, target))
     alone = dataclasses.replace(found, field=Residual(found.field.base, Still(), found.field.scale))
+    maps = found, alone
+    weights = {"a": source.weights, "b": target.weights}
     if target.condition is None:
-        return _distance(found(x), y) < _distance(alone(x), y)
-    encoding = encoding_of(target.condition)
-    conditions = target.condition if source.condition is None else source.condition
-    conditions = np.resize(conditions, (len(x), *conditions.shape[1:]))
-    there, here = encoding.of(target.condition[few], len(y)), encoding.of(conditions, len(x))
-    unit = np.std(y, axis=0).mean()
-    y = np.column_stack([y, unit * there])
+        distances = [_distance(moved(source.points), target.points, weights) for moved in maps]
+        return distances[0] < distances[1]
+    n, conditions = len(source.points), source.condition
+    if conditions is None:
+        rows = np.random.default_rng(0).choice(len(target.points), n, p=target.weights)
+        conditions = target.condition[rows]
+    here = encoding.of(conditions, n)
+    there = encoding.of(target.condition, len(target.points))
+    # Of the size that coordinates have, codes count as much as they do.
+    unit = np.std(target.points, axis=0).mean()
+    joint = np.column_stack([target.points, unit * there])
     distances = [
-        _distance(np.column_stack([image, unit * here]), y)
-        for image in (ConditionalMap(found.fit, found, encoding)(x, conditions), alone(x))
+        _distance(np.column_stack([moved(source.points, conditions), unit * here]), joint, weights)
+        for moved in (ConditionalMap(each.fit, each, encoding) for each in maps)
     ]
     return distances[0] < distances[1]
 
 
-def _distance(x: Any, y: Any) -> float:
-    return float(energy_distance(np.asarray(x), np.asarray(y)))
+def _distance(x: Any, y: Any, weights: dict[str, Any]) -> float:
+    return float(energy_distance(np.asarray(x), np.asarray(y), **weights))

@@ -15,7 +15,7 @@ from driftbridge.runtime.keys import as_key
 from driftbridge.transport.base import Fit
 from driftbridge.transport.integration import RungeKutta4, Scheme, integrate
 from driftbridge.transport.padding import bucket, padded
-from driftbridge.transport.points import as_rows, like_rows
+from driftbridge.transport.points import as_rows, like_rows, traced
 from driftbridge.transport.snapshots import Process
 
 
@@ -27,6 +27,7 @@ class Path(eqx.Module):
 
     - `fit`: how it was fitted, as of a map.
     - `times`: of the data, increasing.
+    - `origin`: the first of them, from which `process` and `field` count.
     - `process`: pairs of neighbouring data and how points move between them.
     - `field`: the velocity, a module of `(t, x)`.
     - `num_steps`, `scheme`: of the numerical solution, steps in each interval between data.
@@ -37,9 +38,14 @@ class Path(eqx.Module):
     field: Any
     num_steps: int = eqx.field(static=True, default=20)
     scheme: Scheme = eqx.field(static=True, default=RungeKutta4())
+    origin: float = eqx.field(static=True, default=0.0)
 
     @property
     def times(self) -> Float[np.ndarray, " times"]:
+        return self._knots + self.origin
+
+    @property
+    def _knots(self) -> Float[np.ndarray, " times"]:
         return np.asarray(self.process.curve.knots, np.float64)
 
     @property
@@ -58,33 +64,38 @@ class Path(eqx.Module):
 
         **Raises:** `ValueError` for other times or points.
         """
-        return self._rows(x, (self._time(start), self._time(end)))[-1]
+        return self._rows(x, (start, end))[-1]
 
     def trajectory(self, x: Any, times: Any) -> Float[Array, "times n dim"]:
         """Where points that are at `x` at the first of some times are at each of them.
 
         **Arguments:** `x`: points `(n, dim)`; `times`: at least one, in any order.
         """
-        at = tuple(self._time(t) for t in np.atleast_1d(times))
-        return jnp.stack([jnp.asarray(places) for places in self._rows(x, at)])
+        places = self._rows(x, np.atleast_1d(times))
+        return jnp.stack([jnp.asarray(place) for place in places])
 
     def velocity(self, t: Any, x: Any) -> Any:
         """The velocity at a time, or at one for each point.
 
-        **Arguments:** `t`: `()` or `(n,)`; `x`: points `(n, dim)`.
+        **Arguments:** `t`: `()` or `(n,)`; `x`: points `(n, dim)`, or one point `(dim,)`.
+
+        **Raises:** `ValueError` for times before the first or after the last of the data, and for
+        another number of them than of points.
         """
-        times = np.vectorize(self._time)(t)
         rows = as_rows(x, "x", self.dim, self.fit.columns)
-        found = self.field(jnp.asarray(times, self.dtype), jnp.asarray(rows, self.dtype))
-        return like_rows(found, x, self.fit.columns)
+        batch = rows if rows.ndim > 1 else rows[None]
+        if np.shape(t) not in ((), (len(batch),)):
+            raise ValueError(f"t must have shape () or ({len(batch)},); got {np.shape(t)}.")
+        times = t - self.origin if traced(t) else self._since(t)
+        found = self.field(jnp.asarray(times, self.dtype), jnp.asarray(batch, self.dtype))
+        return like_rows(found if rows.ndim > 1 else found[0], x, self.fit.columns)
 
     def marginal(self, key: int | Key[Array, ""], t: float, n: int) -> Float[Array, "n dim"]:
         """`n` draws from the law at a time: points between pairs of the neighbouring data.
 
         **Arguments:** `key`: seed or typed key; `t`: a time; `n`: how many.
         """
-        t = self._time(t)
-        knots = self.times
+        t, knots = float(self._since(t)), self._knots
         interval = int(np.clip(np.searchsorted(knots, t, side="right") - 1, 0, len(knots) - 2))
         share = (t - knots[interval]) / (knots[interval + 1] - knots[interval])
         return _marginal(
@@ -97,25 +108,33 @@ class Path(eqx.Module):
 
         return save(self, path)
 
-    def _time(self, t: Any) -> float:
-        first, last = self.times[0], self.times[-1]
-        # Times of float32 data may be off by their rounding.
-        slack = 1e-6 * (last - first)
-        if not first - slack <= float(t) <= last + slack:
-            raise ValueError(f"times must lie in [{first:g}, {last:g}], the data's; got {t}.")
-        return float(t)
+    def _since(self, t: Any) -> np.ndarray:
+        """Times since the first of the data's."""
+        since, last = np.asarray(np.subtract(t, self.origin)), self._knots[-1]
+        # Times that were computed may be off by their rounding.
+        outside = ~((since >= -1e-6 * last) & (since <= (1 + 1e-6) * last))
+        if outside.any():
+            raise ValueError(
+                f"times must lie in [{self.times[0]:.9g}, {self.times[-1]:.9g}], the data's; got "
+                f"{np.atleast_1d(t)[np.atleast_1d(outside)][0]}."
+            )
+        return since
 
-    def _rows(self, x: Any, times: tuple[float, ...]) -> list[Any]:
+    def _rows(self, x: Any, times: Any) -> list[Any]:
         """Points at each of some times, the first of which is where they are given."""
         rows = as_rows(x, "x", self.dim, self.fit.columns)
-        batch = np.atleast_2d(np.asarray(rows, self.dtype))
-        spacing, n = np.min(np.diff(self.times)), len(batch)
-        at, places = jax.device_put(padded(batch, bucket(max(n, 1)))), [rows]
-        for start, end in itertools.pairwise(times):
+        spacing, since = np.min(np.diff(self._knots)), self._since(times)
+        batch = jnp.asarray(rows, self.dtype).reshape(-1, self.dim) if traced(rows) else None
+        if batch is None:  # of one of a few sizes, so that other points compile nothing
+            host = np.atleast_2d(np.asarray(rows, self.dtype))
+            batch = jax.device_put(padded(host, bucket(max(len(host), 1))))
+        places, n = [rows], rows.shape[0] if rows.ndim > 1 else 1
+        for start, end in itertools.pairwise(since):
             steps = max(1, int(np.ceil(self.num_steps * abs(end - start) / spacing - 1e-9)))
             between = jax.device_put(np.asarray([start, end], self.dtype))
-            at = _carried(self.field, at, between, steps, self.scheme)
-            places.append(np.asarray(at)[:n].reshape(rows.shape))
+            batch = _carried(self.field, batch, between, steps, self.scheme)
+            found = batch if traced(batch) else np.asarray(batch)
+            places.append(found[:n].reshape(rows.shape))
         return [like_rows(p, x, self.fit.columns) for p in places]
 
 

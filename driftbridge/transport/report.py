@@ -124,6 +124,7 @@ class MapReport:
                 "reason": self.fit.reason,
                 "converged": self.fit.converged,
                 "messages": list(self.fit.messages),
+                "numbers": {name: _known(value) for name, value in self.fit.numbers},
                 "seconds": self.fit.seconds,
             },
         }
@@ -153,8 +154,15 @@ class MapReport:
                 f"\npath energy {self.motion.energy:.4g}, curvature {self.motion.curvature:.2g}, "
                 f"rotation {self.motion.rotation:.2g}, steps to 1 %: {enough}"
             )
+        loss = dict(self.fit.numbers).get("held_out_loss", np.nan)
+        move += "" if np.isnan(loss) else f"\nheld-out loss {loss:.4g}"
         messages = "".join(f"\n- {message}" for message in self.fit.messages)
         return f"{self.sentence}\n{table}\n{cost}{trip}{move}{messages}"
+
+
+def _known(value: float | int | str) -> float | int | str | None:
+    """A number as JSON has it, which knows no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _row(before: Comparison, after: Comparison) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Maps given a condition: their laws, and what they refuse."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -152,6 +153,30 @@ def test_bad_conditions_are_named(method, named, message):
     x, y = np.random.default_rng(0).normal(size=(2, 60, 2))
     with pytest.raises(ValueError, match=message):
         db.fit_map(x, y, method, **named)
+
+
+@pytest.mark.parametrize("key", range(3))
+def test_a_class_that_is_rare_is_not_lost_where_points_are_held_out(key):
+    x, y = np.random.default_rng(0).normal(size=(2, 200, 2))
+    names = np.repeat(["a", "b", "c"], [99, 99, 2])
+    few = Training(num_steps=2, batch_size=16)
+    T = db.fit_map(x, y, Flow(network=SMALL, training=few), key, condition=names)
+    assert T.given("c")(x).shape == x.shape
+
+
+def test_whole_numbers_are_numbers(points):
+    x, y = np.random.default_rng(0).normal(size=(2, 100, 2))
+    few = Training(num_steps=2, batch_size=16)
+    T = db.fit_map(x, y, Flow(network=SMALL, training=few), condition=np.arange(100) % 2 + 0.0)
+    np.testing.assert_array_equal(T.given(1)(points), T.given(1.0)(points))
+    with pytest.raises(ValueError, match="must hold numbers"):
+        T.given("a")
+    with pytest.raises(ValueError, match=r"traced.*T.given\(c\)"):
+        jax.jit(lambda x, c: T(x, condition=c))(points, 1.0)
+    inside = jax.jit(lambda x: T(x, condition=1.0))(points)
+    np.testing.assert_allclose(inside, T(points, condition=1.0), atol=1e-5)
+    with pytest.raises(ValueError, match="rescale"):
+        db.fit_map(x, y, "flow", condition=np.linspace(0, 1e300, 100))
 
 
 def test_auto_takes_a_method_that_can(monkeypatch):

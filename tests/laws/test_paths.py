@@ -167,6 +167,38 @@ def test_columns_are_kept():
         db.fit_path({0: frames[0.0], 1: frames[1.0].rename(columns={"a": "c"})}, quick)
 
 
+def test_one_point_is_the_first_of_a_batch(fitted, other):
+    x = snapshot(1.0, 5, 6)
+    for path in (fitted, other):
+        velocity = path.velocity(0.7, x[0])
+        assert velocity.shape == (2,)
+        np.testing.assert_allclose(velocity, path.velocity(0.7, x)[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(path(x[0], 0.0, 1.0), path(x, 0.0, 1.0)[0], atol=1e-5)
+
+
+def test_a_path_is_a_function_inside_jit(fitted):
+    x = snapshot(1.0, 5, 6)
+    inside = jax.jit(lambda x: fitted(x, 0.0, 2.0))(x)
+    np.testing.assert_allclose(inside, fitted(x, 0.0, 2.0), atol=1e-4)
+    speed = jax.jit(lambda t, x: fitted.velocity(t, x))(1.0, x)
+    np.testing.assert_allclose(speed, fitted.velocity(1.0, x), rtol=1e-4, atol=1e-5)
+
+
+def test_times_that_float32_does_not_resolve(fitted):
+    """Days as numbers of eight digits: what counts is how far they are from the first."""
+    dates = {20200100.0 + t: points for t, points in data().items()}
+    moved = db.fit_path(dates, PathFlow(training=QUICK), 0)
+    np.testing.assert_array_equal(moved.times, 20200100.0 + np.array(TIMES))
+    x = snapshot(0.0, 20, 7)
+    there = moved(x, 20200100.0, 20200102.5)
+    np.testing.assert_array_equal(there, fitted(x, 0.0, 2.5))
+    np.testing.assert_array_equal(moved.marginal(0, 20200101.5, 9), fitted.marginal(0, 1.5, 9))
+    with pytest.raises(ValueError, match=r"\[20200100, 20200104\].*got 1"):
+        moved(x, 1.0, 2.0)
+    with pytest.raises(ValueError, match="too close for float32"):
+        db.fit_path({0.0: x, 1.0: x, 1.0 + 1e-9: x, 2.0: x})
+
+
 def test_bad_input_is_named(fitted):
     x = snapshot(0.0, 20, 7)
     with pytest.raises(ValueError, match=r"times must lie in \[0, 4\].*got 4.5"):
@@ -175,6 +207,10 @@ def test_bad_input_is_named(fitted):
         fitted.marginal(0, -1.0, 5)
     with pytest.raises(ValueError, match=r"shape \(n, 2\)"):
         fitted(x[:, :1], 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"t must have shape \(\) or \(20,\); got \(3,\)"):
+        fitted.velocity([0.1, 0.2, 0.3], x)
+    with pytest.raises(ValueError, match=r"numbers as times.*day"):
+        db.fit_path({"day 0": x, "day 1": x})
     with pytest.raises(ValueError, match="at least two finite times"):
         db.fit_path({0.0: x})
     with pytest.raises(ValueError, match="at least two finite times"):
