@@ -7,7 +7,7 @@ NAMES = (
     "gradient", "steps", "first_draws", "effective", "reliability", "calibration", "w2_gradients",
     "bias", "swap", "chain_counts", "memory", "kills", "devices",
     "maps", "entropic_maps", "sinkhorn", "apply",
-    "population_cost", "flows", "convergence", "rectified", "arch",
+    "population_cost", "flows", "convergence", "rectified", "arch", "training", "training_rate",
 )  # fmt: skip
 
 if __name__ == "__main__":

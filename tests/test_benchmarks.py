@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
         ("convergence", "| overlapping | Heun"),
         ("rectified", "c_rectified"),
         ("arch", "| OT-MFM |"),
+        ("training_rate", "| 512 | 1,024 |"),
     ],
 )
 def test_small_benchmark_prints_its_table(name, shows):
