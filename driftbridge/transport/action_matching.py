@@ -155,7 +155,7 @@ class ActionMatching(Flow):
         start, dtype = time.perf_counter(), source.points.dtype
         ready = self._ready(source, target, key, 1.0)
         base = self.base(*gaussians(ready.source, ready.target), dtype)
-        numbers = (unit_of(base, ready.scale), 1.0, self.epsilon)
+        numbers = (unit_of(base.whitening, ready.scale), 1.0, self.epsilon)
         form = Potential(base, None, *(as_dtype(number, dtype) for number in numbers))
         loss = ActionLoss if self.epsilon == 0 else EntropicActionLoss
         objective, held_out = (

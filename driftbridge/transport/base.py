@@ -215,7 +215,10 @@ class Invertible(TransportMap):
 
         **Raises:** `ValueError` where the numbers do not reach a point, naming the row.
         """
-        found = self._of_rows("_inverse", y)
+        return self._reached(self._of_rows("_inverse", y))
+
+    def _reached(self, found: Any) -> Any:
+        """Points that an inverse found, if it found all."""
         if not traced(found):
             values = np.asarray(found)
             lost = ~np.isfinite(values.reshape(-1, self.dim)).all(axis=1)

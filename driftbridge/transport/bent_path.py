@@ -18,6 +18,9 @@ from driftbridge.transport.data_metric import DiagonalMetric, MetricSettings
 from driftbridge.transport.networks import MLP, Architecture, network_for
 from driftbridge.transport.resampling import even_times, normals
 
+# Of the paths, unless told.
+TRAINING = Training(num_steps=2000, learning_rate=1e-3)
+
 
 class Timeless(Architecture):
     """An architecture whose network does not see the time: paths bend by one parabola each.
@@ -99,7 +102,7 @@ class PathSettings(eqx.Module):
 
     metric: MetricSettings
     network: Any = Timeless()
-    training: Training = Training(num_steps=2000, learning_rate=1e-3)
+    training: Training = TRAINING
     noise: float = 0.0
 
     def fit(

@@ -99,6 +99,6 @@ class CRectified(Rectified):
         level = float(jnp.mean(cost.value(moved)))
         share = jnp.sum(cost.gradient(moved) * moved) / jnp.maximum(jnp.sum(moved**2), 1e-30)
         share = 1.0 if isinstance(cost, HalfSquare) else float(share)
-        unit = share * unit_of(base, spread_of(coupling, fold_in(key, 0)))
+        unit = share * unit_of(base.whitening, spread_of(coupling, fold_in(key, 0)))
         *numbers, level = (as_dtype(number, dtype) for number in (unit, share, 0.0, level or 1.0))
         return FenchelYoung(coupling, Potential(base, None, *numbers), cost, level)

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from driftbridge.transport.base import NotSupported, TransportMap, as_dtype
+from driftbridge.transport.base import Invertible, NotSupported, TransportMap, as_dtype
 from driftbridge.transport.conditions import Classes, Numbers, given
 from driftbridge.transport.learned import with_numbers
 from driftbridge.transport.points import as_rows, like_rows, traced
 from driftbridge.transport.streaming import streamed
 
 
-class ConditionalMap(TransportMap):
+class ConditionalMap(Invertible):
     """`T(x; c)`, a map from the source to the law of the target given `c`, for every `c`.
 
     `T.given(c)` is the map of one condition, with all that maps of its method can do: inverse,
@@ -24,7 +24,7 @@ class ConditionalMap(TransportMap):
     - `encoding`: how a condition becomes the numbers that they see.
     """
 
-    model: TransportMap
+    model: Invertible
     encoding: Classes | Numbers
 
     @property
@@ -67,21 +67,15 @@ class ConditionalMap(TransportMap):
     def inverse(self, y: Any, condition: Any = None) -> Any:
         """The points whose images given the conditions are `y`; arguments as in a call.
 
-        **Raises:** `NotSupported` where the model has no inverse.
+        **Raises:** `ValueError` as a call does, and where the numbers do not reach a point.
         """
-        if not self.model.is_invertible:
-            self.model.inverse  # noqa: B018  raises, and says which maps have one
-        return self._with_condition("_inverse", y, condition, "y")
+        return self._reached(self._with_condition("_inverse", y, condition, "y"))
 
     def cost(self, x: Any) -> Any:
         raise self._missing()
 
     def report(self, x: Any, y: Any, key: Any = 0) -> Any:
         raise self._missing()
-
-    @property
-    def is_invertible(self) -> bool:
-        return self.model.is_invertible
 
     def _transport(self, x: Float[Array, "n _"]) -> Float[Array, "n dim"]:
         return self._of_joined("_transport", x)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from driftbridge.runtime.keys import as_key
 from driftbridge.transport.base import as_dtype
 from driftbridge.transport.couplings import Coupling, Pairs, TableCoupling
+from driftbridge.transport.networks import network_for
 from driftbridge.transport.points import traced
 
 
@@ -35,9 +36,10 @@ class Encoding(eqx.Module):
 
     @abc.abstractmethod
     def codes(self, values: np.ndarray, name: str) -> Float[np.ndarray, "n width"]:
-        """The numbers of checked conditions `(n, *shape)`.
+        """The numbers of conditions `(n, *shape)`.
 
-        **Raises:** `ValueError` for a class that was not there at the fit.
+        **Raises:** `ValueError` for a class that was not there at the fit, and for what is no
+        finite number where numbers were.
         """
 
     def of(self, condition: Any, n: int | None = None, name: str = "condition") -> np.ndarray:
@@ -50,7 +52,7 @@ class Encoding(eqx.Module):
             )
         values = np.asarray(condition)
         if values.shape == self.shape:
-            code = self.codes(as_condition(values[None], 1, name), name)[0]
+            code = self.codes(values[None], name)[0]
             return code if n is None else np.broadcast_to(code, (n, self.width))
         if n is None or values.shape != (n, *self.shape):
             rows = "" if n is None else f", or {(n, *self.shape)} for one of each row"
@@ -58,7 +60,7 @@ class Encoding(eqx.Module):
                 f"{name} must have shape {self.shape}{rows}; got {values.shape}. The map was "
                 f"fitted with {self.label}."
             )
-        return self.codes(as_condition(values, n, name), name)
+        return self.codes(values, name)
 
 
 class Classes(Encoding):
@@ -81,11 +83,12 @@ class Classes(Encoding):
 
     def numbers(self, values: np.ndarray, name: str) -> Int[np.ndarray, " n"]:
         """Positions in `classes`."""
-        known = np.asarray(self.classes)
-        unknown = [value for value in np.unique(values) if value not in self.classes]
-        if unknown:
-            raise ValueError(f"{name} has {unknown[0]!s}, which is none of the {self.label}.")
-        return np.searchsorted(known, values).astype(np.int32)
+        position = {value: i for i, value in enumerate(self.classes)}
+        given = values.tolist()
+        for value in given:
+            if value not in position:
+                raise ValueError(f"{name} has {value}, which is none of the {self.label}.")
+        return np.asarray([position[value] for value in given], np.int32)
 
     def codes(self, values: np.ndarray, name: str) -> Float[np.ndarray, "n width"]:
         return np.eye(self.width)[self.numbers(values, name)]
@@ -114,6 +117,7 @@ class Numbers(Encoding):
         if values.dtype.kind not in "fiu":
             raise ValueError(f"{name} must hold numbers, as at the fit; got dtype {values.dtype}.")
         rows = values.reshape(len(values), -1).astype(np.float64)
+        _check_finite(rows, name)
         return (rows - np.asarray(self.mean)) / np.asarray(self.spread)
 
 
@@ -135,10 +139,15 @@ def as_condition(condition: Any, n: int, name: str) -> np.ndarray:
         )
     if values.dtype.kind != "f" and values.ndim != 1:
         raise ValueError(f"classes must have shape ({n},); got {name} of shape {values.shape}.")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f":
+        _check_finite(values, name)
+    return values
+
+
+def _check_finite(values: np.ndarray, name: str) -> None:
+    if not np.isfinite(values).all():
         row = int(np.argwhere(~np.isfinite(values))[0][0])
         raise ValueError(f"{name} holds a value that is not finite in row {row}.")
-    return values
 
 
 def encoding_of(condition: np.ndarray) -> Classes | Numbers:
@@ -206,6 +215,20 @@ class Conditioned(eqx.Module):
         codes = self.codes if condition is None else condition
         assert codes is not None
         return self.network(t, x, jnp.broadcast_to(codes, (x.shape[0], codes.shape[-1])))
+
+
+def network_given(
+    encoding: Encoding | None,
+    network: Any,
+    key: Key[Array, ""],
+    num_in: int,
+    num_out: int,
+    dtype: Any,
+) -> Any:
+    """A network of points, and of conditions where there is an encoding of them."""
+    if encoding is None:
+        return network_for(network, key, num_in, num_out, dtype)
+    return Conditioned(network_for(network, key, num_in, num_out, dtype, encoding.width))
 
 
 def given(model: Any, codes: Float[Array, "..."]) -> Any:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.action_matching import ActionMatching
 from driftbridge.transport.affine import Affine
-from driftbridge.transport.base import Method, TransportMap
+from driftbridge.transport.base import Invertible, Method, TransportMap
 from driftbridge.transport.c_rectified import CRectified
 from driftbridge.transport.conditional_map import ConditionalMap
 from driftbridge.transport.conditions import encoding_of
@@ -121,6 +121,7 @@ def fit_map(
     for message in pair.messages:
         warnings.warn(message, DataWarning, stacklevel=2)
     if pair.target.condition is not None:
+        assert isinstance(fitted, Invertible)
         return ConditionalMap(fit, fitted, encoding_of(pair.target.condition))
     return dataclasses.replace(fitted, fit=fit)
 

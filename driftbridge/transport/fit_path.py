@@ -18,7 +18,7 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Trained, Training, train
 from driftbridge.transport.action_matching import ActionLoss
 from driftbridge.transport.base import Times, as_dtype
-from driftbridge.transport.bent_path import PathSettings
+from driftbridge.transport.bent_path import TRAINING, PathSettings
 from driftbridge.transport.data_metric import Flat, MetricSettings
 from driftbridge.transport.flow import velocity_loss
 from driftbridge.transport.integration import RungeKutta4, Scheme
@@ -29,7 +29,7 @@ from driftbridge.transport.networks import MLP, network_for
 from driftbridge.transport.pairs import DataWarning, pair_of
 from driftbridge.transport.path import Path
 from driftbridge.transport.points import Sample
-from driftbridge.transport.potential import derivatives, with_network
+from driftbridge.transport.potential import derivatives, unit_of, with_network
 from driftbridge.transport.snapshots import (
     Curve,
     Moving,
@@ -188,13 +188,9 @@ class PathFlow(eqx.Module):
         if isinstance(self.metric, Flat):
             return Process(couplings, curve, lines), {}
         points = np.concatenate([sample.points for sample in samples])
-        settings = PathSettings(self.metric)
-        training = dataclasses.replace(
-            settings.training,
-            checkpoint=self.training.checkpoint,
-            progress=self.training.progress,
-        )
-        settings = dataclasses.replace(settings, training=training)
+        own = self.training
+        training = dataclasses.replace(TRAINING, checkpoint=own.checkpoint, progress=own.progress)
+        settings = PathSettings(self.metric, training=training)
         bend, trained = settings.fit(points, Neighbours(couplings), None, fold_in(key, 4))
         return Process(couplings, curve, lines, bend), {"path": trained}
 
@@ -226,11 +222,8 @@ class PathAction(PathFlow):
     def _objective(self, process: Process, whitening: Any, scale: float) -> ActionLoss:
         knots, dtype = process.curve.knots, process.curve.knots.dtype
         speed = scale * float(knots[-1] - knots[0])
-        # A whitening of u = W'(x - m) has singular values 1 / length.
-        length = np.sqrt(np.mean(np.linalg.svd(whitening, compute_uv=False) ** -2.0))
-        form = PotentialAlongMeans(
-            process.curve, as_dtype(whitening, dtype), as_dtype(speed * length, dtype)
-        )
+        unit = as_dtype(unit_of(whitening, speed), dtype)
+        form = PotentialAlongMeans(process.curve, as_dtype(whitening, dtype), unit)
         return ActionLoss(Shares(process), form, as_dtype(speed, dtype))
 
     def _width(self, dim: int) -> int:

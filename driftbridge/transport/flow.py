@@ -16,7 +16,7 @@ from driftbridge.runtime.training import Objective, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Fit, Method
 from driftbridge.transport.conditional_map import ConditionalMap
-from driftbridge.transport.conditions import Conditioned, drawn_with_codes, encoding_of
+from driftbridge.transport.conditions import drawn_with_codes, encoding_of, network_given
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.flow_map import FlowMap, Residual, Still
 from driftbridge.transport.integration import RungeKutta4, Scheme
@@ -24,8 +24,8 @@ from driftbridge.transport.learned import account_of
 from driftbridge.transport.maximum_mean_discrepancy import energy_distance
 from driftbridge.transport.mccann import McCann, mccann
 from driftbridge.transport.measures import part_of
-from driftbridge.transport.networks import MLP, network_for
-from driftbridge.transport.pairing import HELD_OUT, check_share, paired, width_of_condition
+from driftbridge.transport.networks import MLP
+from driftbridge.transport.pairing import HELD_OUT, check_share, paired
 from driftbridge.transport.points import Sample
 from driftbridge.transport.resampling import even_times
 
@@ -124,14 +124,12 @@ class Flow(Method):
             for pairs in (pairing.coupling, pairing.held_out)
         )
         assert objective is not None
-        width = width_of_condition(target)
-        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype, width)
-        network = Conditioned(network) if width else network
+        encoding = None if target.condition is None else encoding_of(target.condition)
+        network = network_given(encoding, self.network, fold_in(key, 4), dim, dim, dtype)
         trained = train(objective, network, fold_in(key, 5), self.training, held_out)
         fit = account_of(self.name, trained, time.perf_counter() - start)
         found = self._map(fit, objective.field(trained.model))
         ends = pairing.source.held_out, pairing.target.held_out
-        encoding = None if target.condition is None else encoding_of(target.condition)
         if self.held_out > 0 and not is_closer(found, *ends, encoding):
             whole = mccann(*gaussians(source, target), dtype)
             fit = dataclasses.replace(fit, messages=(*fit.messages, NOT_CLOSER))
@@ -152,9 +150,10 @@ def is_closer(found: FlowMap, source: Sample, target: Sample, encoding: Any = No
     alone = dataclasses.replace(found, field=Residual(found.field.base, Still(), found.field.scale))
     maps = found, alone
     weights = {"a": source.weights, "b": target.weights}
-    if target.condition is None:
+    if encoding is None:
         distances = [_distance(moved(source.points), target.points, weights) for moved in maps]
         return distances[0] < distances[1]
+    assert target.condition is not None
     n, conditions = len(source.points), source.condition
     if conditions is None:
         rows = np.random.default_rng(0).choice(len(target.points), n, p=target.weights)

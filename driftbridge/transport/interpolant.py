@@ -14,7 +14,7 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Trained, Training, train
 from driftbridge.transport.affine import gaussians
 from driftbridge.transport.base import Fit, Method
-from driftbridge.transport.conditions import Conditioned
+from driftbridge.transport.conditions import encoding_of, network_given
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.frames import Whitened, whitened
 from driftbridge.transport.gammas import Brownian, Gamma, NoNoise
@@ -35,7 +35,7 @@ from driftbridge.transport.interpolant_map import (
 )
 from driftbridge.transport.learned import account_of
 from driftbridge.transport.likeness import check_normal, check_same
-from driftbridge.transport.networks import MLP, network_for
+from driftbridge.transport.networks import MLP
 from driftbridge.transport.pairing import (
     HELD_OUT,
     Parts,
@@ -43,7 +43,6 @@ from driftbridge.transport.pairing import (
     couplings,
     drawn,
     independent,
-    width_of_condition,
 )
 from driftbridge.transport.points import Sample
 from driftbridge.transport.schedules import Linear, Mirror, OneSided, Schedule, check_path
@@ -118,9 +117,8 @@ class Interpolant(Method):
         pairs, held = couplings(begins, ends, coupling, fold_in(key, 1))
         cross = self._cross(pairs, frame, coupling is independent, key)
         base = whitened_field(cross, schedule, gamma, dtype)
-        width = width_of_condition(target)
-        network = network_for(self.network, fold_in(key, 4), dim, dim, dtype, width)
-        network = Conditioned(network) if width else network
+        encoding = None if target.condition is None else encoding_of(target.condition)
+        network = network_given(encoding, self.network, fold_in(key, 4), dim, dim, dtype)
 
         def learned(objective, key, training):
             held_out = None if held is None else objective(held, frame, base)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.runtime.training import Objective, Trained, Training, train
 from driftbridge.transport.base import Method, as_dtype
-from driftbridge.transport.bent_path import BentPath, PathSettings, Timeless
+from driftbridge.transport.bent_path import TRAINING, BentPath, PathSettings, Timeless
 from driftbridge.transport.couplings import Coupling
 from driftbridge.transport.data_metric import Land, MetricSettings
 from driftbridge.transport.flow import velocity_loss
@@ -81,7 +81,7 @@ class MetricFlow(Method):
     network: Any = MLP()
     training: Training = Training()
     path_network: Any = Timeless()
-    path_training: Training = Training(num_steps=2000, learning_rate=1e-3)
+    path_training: Training = TRAINING
     noise: float = 0.0
     num_steps: int = eqx.field(static=True, default=20)
     scheme: Scheme = eqx.field(static=True, default=RungeKutta4())

@@ -43,8 +43,8 @@ class Pool(TableCoupling):
 
     def _with(self, chosen: Int[np.ndarray, " pairs"]) -> "Pool":
         pairs = (np.asarray(pool)[chosen] for pool in (self.pool_rows, self.pool_columns))
-        where = lambda c: (c.pool_rows, c.pool_columns)  # noqa: E731
-        return eqx.tree_at(where, self, tuple(indices(numbers) for numbers in pairs))
+        rows, columns = (indices(numbers) for numbers in pairs)
+        return eqx.tree_at(lambda c: (c.pool_rows, c.pool_columns), self, (rows, columns))
 
     def _rows(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
         at = jax.random.randint(key, (n,), 0, len(self.pool_rows))

@@ -140,11 +140,6 @@ def codes_of(parts: Parts, sample: Sample) -> Float[np.ndarray, "n k"] | None:
     return encoding_of(parts.whole.condition).of(sample.condition, len(sample.points))
 
 
-def width_of_condition(target: Sample) -> int:
-    """How many numbers stand for the condition of a point, 0 where there is none."""
-    return 0 if target.condition is None else encoding_of(target.condition).width
-
-
 def check_marginals(
     coupling: Coupling, source: Sample, target: Sample, key: Key[Array, ""]
 ) -> None:

@@ -104,8 +104,8 @@ def laplacian(
     return jnp.sum(along * direction, axis=1)
 
 
-def unit_of(base: McCann, scale: float) -> float:
+def unit_of(whitening: Any, scale: float) -> float:
     """A speed as the unit of a potential of whitened coordinates: times a length of the source."""
-    inverse = np.asarray(base.whitening, np.float64)
-    # whitening is V' C0^{-1/2}, whose inverse has the squared norm tr C0.
-    return float(scale * np.sqrt(np.mean(np.linalg.svd(inverse, compute_uv=False) ** -2.0)))
+    # V' C^{-1/2}, whose inverse has the squared norm tr C.
+    sizes = np.linalg.svd(np.asarray(whitening, np.float64), compute_uv=False)
+    return float(scale * np.sqrt(np.mean(sizes**-2.0)))

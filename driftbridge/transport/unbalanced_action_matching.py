@@ -102,7 +102,7 @@ class UnbalancedActionMatching(ActionMatching):
         moments = gaussians(ready.source, ready.target)
         base = self.base(*moments, dtype)
         cross = (x - x.mean(axis=0)).T @ (y - y.mean(axis=0)) / len(x)
-        unit, rate = unit_of(base, ready.scale), float(np.log(self.mass_ratio))
+        unit, rate = unit_of(base.whitening, ready.scale), float(np.log(self.mass_ratio))
         form = quadratic_potential(base, unit, *moments, cross, rate, delta=delta)
         scale, length = (as_dtype(number, dtype) for number in (ready.scale, delta))
         objective, held_out = (

@@ -1,6 +1,8 @@
 """Maps given a condition: their laws, and what they refuse."""
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -171,12 +173,27 @@ def test_whole_numbers_are_numbers(points):
     np.testing.assert_array_equal(T.given(1)(points), T.given(1.0)(points))
     with pytest.raises(ValueError, match="must hold numbers"):
         T.given("a")
+    with pytest.raises(ValueError, match="not finite in row 1"):
+        T(points[:2], condition=[0.0, np.nan])
     with pytest.raises(ValueError, match=r"traced.*T.given\(c\)"):
         jax.jit(lambda x, c: T(x, condition=c))(points, 1.0)
     inside = jax.jit(lambda x: T(x, condition=1.0))(points)
     np.testing.assert_allclose(inside, T(points, condition=1.0), atol=1e-5)
     with pytest.raises(ValueError, match="rescale"):
         db.fit_map(x, y, "flow", condition=np.linspace(0, 1e300, 100))
+
+
+def test_whole_numbers_are_vectors_of_numbers_too(points):
+    x, y, c = np.random.default_rng(0).normal(size=(3, 100, 2))
+    few = Training(num_steps=2, batch_size=16)
+    T = db.fit_map(x, y, Flow(network=SMALL, training=few), condition=c)
+    np.testing.assert_array_equal(T.given([1, 0])(points), T.given([1.0, 0.0])(points))
+
+
+def test_an_inverse_that_is_not_reached_is_named(flow):
+    lost = eqx.tree_at(lambda T: T.model.field.scale, flow, jnp.float32(np.nan))
+    with pytest.raises(ValueError, match="no point was found whose image is row 0"):
+        lost.inverse(np.zeros((2, 2), np.float32), condition="a")
 
 
 def test_auto_takes_a_method_that_can(monkeypatch):
