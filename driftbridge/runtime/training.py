@@ -2,10 +2,8 @@
 
 import abc
 import dataclasses
-import json
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from driftbridge.runtime.fingerprint import difference, fingerprint
+from driftbridge.runtime import checkpoint
+from driftbridge.runtime.fingerprint import fingerprint
 from driftbridge.runtime.progress import Callback, Progress, reporter
 from driftbridge.runtime.threefry import fold_in
 
@@ -212,7 +211,7 @@ def train(
     state, looks = _initial(model, training.optimiser), []
     marks = fingerprint((objective, model, held_out, key, _marks(training)))
     if training.checkpoint is not None and Path(training.checkpoint).is_file():
-        state, looks = _read(training.checkpoint, state, marks)
+        state, looks = checkpoint.read(training.checkpoint, state, marks)
     rows = None
     if held_out is not None:
         rows = _held_out_batch(held_out, fold_in(key, HELD_OUT_KEY), HELD_OUT_ROWS)
@@ -239,7 +238,7 @@ def train(
         ended = not _goes_on(state, looks, training)
         is_due = ended or time.perf_counter() - saved > CHECKPOINT_EVERY
         if training.checkpoint is not None and is_due:
-            _write(training.checkpoint, state, looks, marks)
+            checkpoint.write(training.checkpoint, state, looks, marks)
             saved = time.perf_counter()
     status = "finished" if int(state.step) >= training.num_steps else "stopped early"
     status = "diverged" if int(state.status) == DIVERGED else status
@@ -380,36 +379,3 @@ def _marks(training: Training) -> tuple:
         training.patience,
         training.optimiser,
     )
-
-
-def _write(path: str, state: State, looks: list, marks: dict[str, str]) -> None:
-    """The state in a file, all of it or nothing."""
-    leaves = jax.tree.leaves(state)
-    named = {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    header = np.frombuffer(json.dumps(marks).encode(), np.uint8)
-    partial = Path(path + ".part")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
-        np.savez(file, header=header, looks=np.asarray(looks), **named)  # pyright: ignore[reportArgumentType]
-    partial.replace(path)
-
-
-def _read(path: str, like: State, marks: dict[str, str]) -> tuple[State, list]:
-    """A state that was written, if it is one of this training."""
-    try:
-        with np.load(path) as stored:
-            arrays = dict(stored)
-        found = json.loads(bytes(arrays["header"]).decode())
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, TypeError) as error:
-        raise ValueError(
-            f"{path} holds no checkpoint of a training, or is damaged: {error}. Remove it, or name "
-            "a new file."
-        ) from error
-    if differs := difference(marks, found):
-        raise ValueError(
-            f"{path} is a checkpoint of another training: {differs}. Remove it, or name a new file."
-        )
-    structure = jax.tree.structure(like)
-    leaves = [jax.device_put(arrays[f"leaf_{i}"]) for i in range(structure.num_leaves)]
-    looks = [(int(step), loss, held_out) for step, loss, held_out in arrays["looks"].tolist()]
-    return jax.tree.unflatten(structure, leaves), looks
