@@ -13,6 +13,7 @@ from driftbridge.transport.base import NotSupported as NotSupported
 from driftbridge.transport.base import Stochastic as Stochastic
 from driftbridge.transport.base import TransportMap as TransportMap
 from driftbridge.transport.batched import sinkhorn_batch as sinkhorn_batch
+from driftbridge.transport.brenier import Brenier as Brenier
 from driftbridge.transport.c_rectified import CRectified as CRectified
 from driftbridge.transport.certificate import Certificate as Certificate
 from driftbridge.transport.chain_map import ChainMap as ChainMap

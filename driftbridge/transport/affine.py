@@ -3,6 +3,7 @@
 import time
 from typing import Any, ClassVar, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -35,8 +36,10 @@ class Bures(NamedTuple):
     eigenvectors: Float[np.ndarray, "dim dim"]
 
 
-def gaussians(source: Sample, target: Sample) -> tuple[Moments, Moments]:
+def gaussians(source: Sample, target: Sample, shrunk: bool = False) -> tuple[Moments, Moments]:
     """Moments of both samples, `1e-6` of each column's variance on the diagonals.
+
+    `shrunk` covariances are those of Ledoit and Wolf, in units of the columns.
 
     The variance is the mean of both samples', so that a column that is constant in one of them has
     a bounded slope, and columns of any units are treated alike. Directions in which the source has
@@ -46,9 +49,36 @@ def gaussians(source: Sample, target: Sample) -> tuple[Moments, Moments]:
     first, second = moments(source), moments(target)
     variances = (np.diagonal(first.covariance) + np.diagonal(second.covariance)) / 2
     scale = np.sqrt(np.where(variances > 0, variances, 1.0))
+    if shrunk:
+        first, second = (
+            Moments(found.mean, _shrunk(sample, found, scale))
+            for sample, found in ((source, first), (target, second))
+        )
     ridge = RIDGE * np.diag(scale**2)
     filled = first.covariance + _empty(first.covariance, scale)
     return Moments(first.mean, filled + ridge), Moments(second.mean, second.covariance + ridge)
+
+
+def _shrunk(
+    sample: Sample, found: Moments, scale: Float[np.ndarray, " dim"]
+) -> Float[np.ndarray, "dim dim"]:
+    """The covariance `S` pulled to a multiple of the identity as far as its noise is large.
+
+    `(1 - r) S + r m I`, `m = tr S / dim`, `r = min(1, sum_i w_i^2 |z_i z_i' - S|^2 / |S - m I|^2)`
+    with the centred points `z_i` over the columns' units.
+
+    Ledoit and Wolf (2004), A well-conditioned estimator for large-dimensional covariance matrices,
+    section 3.3; with weights.
+    """
+    z = (sample.points.astype(np.float64) - found.mean) / scale
+    covariance = found.covariance / np.outer(scale, scale)
+    level = np.trace(covariance) / len(scale) * np.eye(len(scale))
+    apart = np.sum((covariance - level) ** 2)
+    # |z z' - S|^2 = |z|^4 - 2 z . S z + |S|^2
+    squares = np.sum(z**2, axis=1) ** 2 - 2 * np.sum(z * (z @ covariance), axis=1)
+    noise = np.sum(sample.weights**2 * (squares + np.sum(covariance**2)))
+    share = 1.0 if noise >= apart else noise / apart
+    return ((1 - share) * covariance + share * level) * np.outer(scale, scale)
 
 
 def _empty(
@@ -95,6 +125,11 @@ class AffineMap(HasDensity):
     def _transport(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         return self.target_mean[None] + product(x - self.source_mean[None], self.matrix)
 
+    def _potential(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
+        centred = x - self.source_mean[None]
+        quadratic = jnp.sum(centred * product(centred, self.matrix), axis=1) / 2
+        return quadratic + product(x, self.target_mean)
+
     def _inverse(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         return self.source_mean[None] + product(y - self.target_mean[None], self.inverse_matrix)
 
@@ -109,14 +144,21 @@ class Affine(Method):
     of a convex function, hence optimal for its own image, and the best affine map whatever the
     data. A covariance gets `1e-6` of each column's variance on its diagonal.
 
+    **Arguments:**
+
+    - `shrunk`: whether covariances are shrunk by the rule of Ledoit and Wolf, which pays where
+      points are few for their dimension and directions are alike.
+
     Olkin and Pukelsheim (1982); Takatsu (2011).
     """
 
     name: ClassVar[str] = "affine"
 
+    shrunk: bool = eqx.field(static=True, default=False)
+
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> AffineMap:
         start = time.perf_counter()
-        first, second = gaussians(source, target)
+        first, second = gaussians(source, target, self.shrunk)
         matrix = bures(first.covariance, second.covariance).matrix
         values, vectors = np.linalg.eigh(matrix)
         dtype = source.points.dtype

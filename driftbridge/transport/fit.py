@@ -12,6 +12,7 @@ from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.transport.action_matching import ActionMatching
 from driftbridge.transport.affine import Affine
 from driftbridge.transport.base import Invertible, Method, TransportMap
+from driftbridge.transport.brenier import Brenier
 from driftbridge.transport.c_rectified import CRectified
 from driftbridge.transport.conditional_map import ConditionalMap
 from driftbridge.transport.conditions import encoding_of
@@ -38,8 +39,8 @@ from driftbridge.transport.wasserstein_fisher_rao_flow import WassersteinFisherR
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        Affine, Selected, Corrected, Entropic, Debiased, Progressive, Rearrangement, Triangular,
-        Semidiscrete, Flow, Interpolant, Rectified, CRectified, ActionMatching,
+        Affine, Selected, Brenier, Corrected, Entropic, Debiased, Progressive, Rearrangement,
+        Triangular, Semidiscrete, Flow, Interpolant, Rectified, CRectified, ActionMatching,
         UnbalancedActionMatching, MinimalCurvature, WassersteinFisherRao, MetricFlow,
         ConsistencyFlow, InductiveMomentMatching, JKO,
     )
@@ -72,14 +73,15 @@ def fit_map(
 
     - `x`, `y`: samples of source and target, arrays `(n, dim)` and `(m, dim)` or data frames with
       the same columns; the columns are kept.
-    - `method`: a name (static maps: `affine`, `selected`, `corrected`, `entropic`, `debiased`,
-      `progressive`, `rearrangement`, `triangular`, `semidiscrete`; learned ones: `flow`,
-      `interpolant`, `rectified`, `c_rectified`, `action`, `unbalanced_action`, `curvature`,
+    - `method`: a name (static maps: `affine`, `selected`, `brenier`, `corrected`, `entropic`,
+      `debiased`, `progressive`, `rearrangement`, `triangular`, `semidiscrete`; learned ones:
+      `flow`, `interpolant`, `rectified`, `c_rectified`, `action`, `unbalanced_action`, `curvature`,
       `wasserstein_fisher_rao`, `metric`, `consistency`, `moment_matching`, `jko`) or a method
       object such as
       `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine` where there are fewer
       than five points a dimension or a covariance is singular, `rearrangement` in one dimension,
-      else `selected`: the corrected entropic map at a regularisation that held-out points choose;
+      else `selected`: of corrected entropic maps, the affine map with shrunk covariances and a
+      learned convex potential what held-out points choose;
       with a condition `flow`. `T.fit.reason` says which and why.
     - `key`: seed or typed key, for methods that draw.
     - `source_weights`, `target_weights`: `(n,)` and `(m,)`, nonnegative with sum 1; equal if None.

@@ -22,7 +22,6 @@ from driftbridge.runtime.threefry import fold_in
 from driftbridge.transport.base import Times
 
 
-
 def selu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`s max(x, 0) + s a (exp(min(x, 0)) - 1)`, right to a rounding of 1.
 
