@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from driftbridge.transport import plan_products
 from driftbridge.transport.blocked import log_sweep
@@ -25,7 +25,7 @@ from driftbridge.transport.iterate import (
     first_stage,
 )
 from driftbridge.transport.padding import padded
-from driftbridge.transport.prepared import Prepared, mean_of_costs, prepared
+from driftbridge.transport.prepared import Prepared, prepared
 from driftbridge.transport.scaling import iterate_stored
 from driftbridge.transport.sinkhorn import check
 
@@ -84,14 +84,14 @@ def stacked(ready: list[Prepared], anneals: bool) -> tuple[Problem, Iterate]:
     """Problems as one with a leading axis, padded to the largest, and where each begins."""
     problems = jax.tree.map(together, *(r.problem for r in ready))
     epsilons = np.asarray(problems.epsilon)
-    means = np.asarray([mean_of_costs(r.problem) for r in ready])
+    means = np.asarray([r.mean for r in ready])
     begin = first_stage(epsilons, means) if anneals else epsilons
     f, g = (np.zeros(w.shape[1], w.dtype) for w in (problems.a, problems.b))
     iterates = [first(f, g, np.asarray(e, f.dtype), needs_log=False) for e in begin]
     return problems, jax.tree.map(together, *iterates)
 
 
-def together(*leaves: Array) -> Array:
+def together(*leaves: ArrayLike) -> Array:
     """Arrays along a new axis, their rows padded to the most; on the host, where none compiles."""
     hosts = [np.asarray(leaf) for leaf in leaves]
     if hosts[0].ndim > 0:

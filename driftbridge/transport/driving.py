@@ -145,8 +145,8 @@ def to_tolerance(choice: Choice, problem, iterate, tolerance, max_iterations, pr
 
 def _settings(problem: Problem, tolerance: float, max_iterations: int) -> Settings:
     return Settings(
-        jax.device_put(np.asarray(tolerance, problem.x.dtype)),
-        jax.device_put(np.asarray(max_iterations, np.int32)),
+        np.asarray(tolerance, problem.x.dtype),  # pyright: ignore[reportArgumentType]
+        np.asarray(max_iterations, np.int32),  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -57,14 +56,11 @@ def first_stage(epsilon: Any, mean_cost: Any) -> np.ndarray:
 
 
 def first(f: np.ndarray, g: np.ndarray, epsilon: np.ndarray, needs_log: bool) -> Iterate:
-    """The start of an iteration at potentials `f`, `g`, made where nothing compiles."""
+    """The start of an iteration at potentials `f`, `g`, on the host, which a program reads."""
     infinite = np.full_like(epsilon, np.inf)
     zero = np.zeros((), np.int32)
-    return Iterate(
-        *jax.device_put(
-            (f, g, epsilon, infinite, infinite, infinite, zero, zero, zero, np.bool_(needs_log))
-        )
-    )
+    start = f, g, epsilon, infinite, infinite, infinite, zero, zero, zero, np.bool_(needs_log)
+    return Iterate(*start)  # pyright: ignore[reportArgumentType]
 
 
 def stage_tolerance(iterate: Iterate, epsilon: Array, settings: Settings) -> Array:

@@ -14,11 +14,15 @@ from driftbridge.transport.points import as_weights
 
 
 class Prepared(NamedTuple):
-    """A padded problem, the points as given in its dtype, and what was subtracted from them."""
+    """A padded problem, the points as given in its dtype, and what was subtracted from them.
+
+    `mean` is the mean cost, the scale of epsilon.
+    """
 
     problem: Problem
     points: tuple[Float[Array, "n dim"], Float[Array, "m dim"]]
     centres: tuple[Float[Array, " dim"], Float[Array, " dim"]]
+    mean: float
 
 
 def prepared(
@@ -51,10 +55,12 @@ def prepared(
         for points, centre, size in zip(rows, centres, sizes, strict=True)
     ]
     masses = [padded(w.astype(dtype), size) for w, size in zip(weights, sizes, strict=True)]
+    mean = None if cost is not None else _mean_square(centred, masses)
     arrays = centred, masses, rows, centres, np.asarray(epsilon, dtype)
     centred, masses, rows, centres, epsilon = jax.device_put(arrays)
     problem = Problem(centred[0], centred[1], masses[0], masses[1], epsilon, cost)
-    return Prepared(problem, (rows[0], rows[1]), (centres[0], centres[1]))
+    mean = float(_mean_cost(problem)) if mean is None else mean
+    return Prepared(problem, (rows[0], rows[1]), (centres[0], centres[1]), mean)
 
 
 def potentials_of(prepared: Prepared, f: Any, g: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +68,7 @@ def potentials_of(prepared: Prepared, f: Any, g: Any) -> tuple[np.ndarray, np.nd
 
     **Raises:** `ValueError` for other shapes.
     """
-    problem, (x, y), centres = prepared
+    problem, (x, y), centres, _ = prepared
     f, g = np.asarray(f, np.float64), np.asarray(g, np.float64)
     if f.shape != (len(x),) or g.shape != (len(y),):
         raise ValueError(
@@ -78,9 +84,15 @@ def potentials_of(prepared: Prepared, f: Any, g: Any) -> tuple[np.ndarray, np.nd
     return padded(f.astype(dtype), sizes[0]), padded(g.astype(dtype), sizes[1])
 
 
-def mean_of_costs(problem: Problem) -> float:
-    """The mean cost of a problem, the scale of epsilon."""
-    return float(_mean_cost(problem))
+def _mean_square(points: list[np.ndarray], masses: list[np.ndarray]) -> float:
+    """The mean of `|x - y|^2 / 2`, on the host: a program and its answer would take longer."""
+    totals = [float(w.sum()) for w in masses]
+    means = [w @ z / total for z, w, total in zip(points, masses, totals, strict=True)]
+    squares = [
+        w @ np.einsum("ij,ij->i", z, z) / total
+        for z, w, total in zip(points, masses, totals, strict=True)
+    ]
+    return float(sum(squares) / 2 - means[0] @ means[1])
 
 
 _mean_cost = jax.jit(mean_cost)

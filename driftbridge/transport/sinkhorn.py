@@ -11,7 +11,7 @@ from driftbridge.transport.costs import Cost
 from driftbridge.transport.driving import METHODS, choose, to_tolerance
 from driftbridge.transport.entropic_plan import EntropicPlan, Solved
 from driftbridge.transport.iterate import first, first_stage
-from driftbridge.transport.prepared import mean_of_costs, potentials_of, prepared
+from driftbridge.transport.prepared import potentials_of, prepared
 
 
 def sinkhorn(
@@ -61,12 +61,11 @@ def sinkhorn(
     check(tolerance, max_iterations, method)
     ready = prepared(x, y, a, b, epsilon, cost)
     problem, dtype = ready.problem, ready.problem.x.dtype
-    mean = mean_of_costs(problem)
-    choice = choose(method, problem, mean, float(tolerance), mesh is not None)
+    choice = choose(method, problem, ready.mean, float(tolerance), mesh is not None)
     start = float(epsilon)
     if init is None:
         f, g = (np.zeros(len(w), dtype) for w in (problem.a, problem.b))
-        start = first_stage(start, mean) if float(tolerance) > 0 else start
+        start = first_stage(start, ready.mean) if float(tolerance) > 0 else start
     else:
         given = (init.f, init.g) if isinstance(init, EntropicPlan) else init
         f, g = potentials_of(ready, *given)

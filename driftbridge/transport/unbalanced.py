@@ -25,7 +25,7 @@ from driftbridge.transport.iterate import (
     first_stage,
 )
 from driftbridge.transport.plan_products import softmin
-from driftbridge.transport.prepared import mean_of_costs, prepared
+from driftbridge.transport.prepared import Prepared, prepared
 
 # Iterations over which the error must fall by a hundredth, or it has stalled.
 WINDOW, PROGRESS = 500, 0.99
@@ -127,7 +127,7 @@ def unbalanced_sinkhorn(
         )
     reason = f"tau_a = {float(tau_a):g}, tau_b = {float(tau_b):g}"
     program = functools.partial(_relaxed, [_number(ready.problem, tau) for tau in (tau_a, tau_b)])
-    state, value = _annealed(program, ready.problem, tolerance, max_iterations)
+    state, value = _annealed(program, ready, tolerance, max_iterations)
     return _plan(ready, state, value, Solved("unbalanced", reason))
 
 
@@ -168,7 +168,7 @@ def partial_sinkhorn(
             f"mass must lie in (0, {min(sums):.6g}], the smaller sum of the weights; got {mass}."
         )
     program = functools.partial(_partial, _number(ready.problem, mass))
-    state, value = _annealed(program, ready.problem, tolerance, max_iterations)
+    state, value = _annealed(program, ready, tolerance, max_iterations)
     return _plan(ready, state, value, Solved("partial", f"mass = {float(mass):g}"))
 
 
@@ -183,10 +183,11 @@ def _number(problem: Problem, number: SupportsFloat) -> np.ndarray:
     return np.asarray(float(number), problem.x.dtype)
 
 
-def _annealed(program, problem: Problem, tolerance: SupportsFloat, max_iterations: int):
+def _annealed(program, ready: Prepared, tolerance: SupportsFloat, max_iterations: int):
     """The state and value at the problem's epsilon, by way of larger ones where it is small."""
+    problem = ready.problem
     epsilon, mass = float(problem.epsilon), float(np.sum(np.asarray(problem.a)))
-    stage = float(first_stage(epsilon, mean_of_costs(problem)))
+    stage = float(first_stage(epsilon, ready.mean))
     loose, state = max(float(tolerance), STAGE_TOLERANCE * mass), _first(problem)
     # Half of the iterations are kept for the last stage.
     while stage > epsilon and int(state.iterations) < max_iterations // 2:
