@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import driftbridge as db
-from driftbridge.transport import DataWarning, MapFileError, Progressive
+from driftbridge.runtime.training import Training
+from driftbridge.transport import Brenier, DataWarning, MapFileError, Progressive
 from driftbridge.transport.saved import FORMAT, HEADER, VERSION
 
 FROZEN = Path(__file__).parent / "data"
-METHODS = ("affine", "corrected", "entropic", "debiased", Progressive(num_steps=2))
+LEARNED = Brenier(4, 3, Training(num_steps=20, validate_every=20))
+METHODS = ("affine", "corrected", "entropic", "debiased", Progressive(num_steps=2), LEARNED)
 
 
 def clouds(seed=0):

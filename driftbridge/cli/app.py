@@ -278,7 +278,7 @@ def fit(
     method: Annotated[
         str,
         typer.Option(
-            help="auto, affine, selected, corrected, entropic, debiased, progressive, "
+            help="auto, affine, selected, brenier, corrected, entropic, debiased, progressive, "
             "rearrangement, triangular, semidiscrete; flow and other learned maps."
         ),
     ] = "auto",

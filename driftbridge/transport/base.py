@@ -21,7 +21,7 @@ from driftbridge.transport.streaming import streamed
 if TYPE_CHECKING:
     from driftbridge.transport.report import MapReport
 
-_SMOOTH = "affine, corrected, rearrangement and triangular maps and flows"
+_SMOOTH = "affine, corrected, brenier, rearrangement and triangular maps and flows"
 CAPABILITIES = {
     "inverse": _SMOOTH,
     "log_det": _SMOOTH,

@@ -18,22 +18,27 @@ from driftbridge.transport.affine import bures, gaussians
 from driftbridge.transport.base import Fit, HasDensity, Method, as_dtype
 from driftbridge.transport.convex import inverse_gradient
 from driftbridge.transport.folds import folds
+from driftbridge.transport.measures import part_of
 from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import Sample
 from driftbridge.transport.soft_maxima import SoftMaxima, conjugate_points
 
-# Newton steps to the conjugate of a batch, with products in each; and of held-out points, whose
-# value must not depend on how far they came.
+# Most Newton steps to the conjugate of a batch, with products in each; and of held-out points,
+# which go on until they have converged.
 STEPS, PRODUCTS = 3, 6
-HELD_OUT_STEPS, HELD_OUT_PRODUCTS = 12, 20
-# The least slope of the map in balanced coordinates, where the affine map is the identity.
+HELD_OUT_STEPS, HELD_OUT_PRODUCTS = 50, 20
+# Held-out points at most, and points on a side at least.
+MOST_HELD_OUT, LEAST_POINTS = 4096, 16
+# The least slope of a fold's map in balanced coordinates, where the affine map is the identity.
 LEAST_SLOPE = 0.02
 # Soft maxima begin at points of the target shrunk to this, their temperature this share of the
 # variance: a map that is next to affine.
 SHRUNK, WARM = 0.2, 0.5
-LEAST_ROOT = 0.05
-# Points whose mean Hessian the start takes away from the quadratic.
-STARTED = 1000
+# The least eigenvalue of the quadratic that training starts from.
+LEAST_EIGENVALUE = 0.05
+# Points whose mean Hessian the start takes away from the quadratic, and their coordinates at most.
+STARTED, MOST_COORDINATES = 1000, 1 << 22
+# Learning rate times the root of the dimension: what moves a matrix by its entries' changes.
 RATE = 0.04
 AFFINE = "no fold's potential was better on its held-out points than the affine map, which this is"
 
@@ -86,8 +91,9 @@ class Weighted(NamedTuple):
         if n >= len(self.points):
             return self.points, self.weights
         places = (jnp.arange(n) + jax.random.uniform(key, (), self.levels.dtype)) / n
+        # Below the last level, which is that of the rows of padding too.
+        places = jnp.minimum(places, 1 - jnp.finfo(places.dtype).eps)
         rows = jnp.searchsorted(self.levels, places * self.levels[-1], side="right")
-        rows = jnp.minimum(rows, len(self.points) - 1)
         return self.points[rows], jnp.full((n,), 1 / n, self.points.dtype)
 
 
@@ -139,7 +145,7 @@ class Dual(Objective):
 
 
 class Member(NamedTuple):
-    """The potential of a fold, and by how much its dual is less than the affine map's."""
+    """The potential of a fold, and by how much its held-out dual is less than the affine map's."""
 
     trained: Trained
     balanced: Balanced
@@ -195,7 +201,8 @@ class Brenier(Method):
 
     Maps that bend in few directions it finds from few points, where entropic maps lose their
     resolution as the dimension grows. `T.fit.numbers` has `held_out_gain`, by how much the dual is
-    less than the affine map's in the mean over the folds, and its standard error.
+    less than the affine map's in the mean over the folds, its standard error, and how many folds
+    are used. 16 points on each side are the least.
 
     **Arguments:**
 
@@ -223,13 +230,30 @@ class Brenier(Method):
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> BrenierMap:
         start = time.perf_counter()
         random = host_generator(key)
-        training, dtype = self._training(source.points.shape[1]), source.points.dtype
-        parts = list(zip(folds(source, random), folds(target, random), strict=True))
-        members = [
-            self._member(x, y, fold_in(key, k), random, training.part(f"fold{k + 1}"))
-            for k, (x, y) in enumerate(parts)
-        ]
-        whole = Balanced.of(source, target, self.shrunk)
+        parts = list(zip(*(folds(s, random) for s in (source, target)), strict=True))
+        return self.joined(self.members(parts, key), source, target, start)
+
+    def members(
+        self, parts: list[tuple[tuple[Sample, Sample], tuple[Sample, Sample]]], key: Key[Array, ""]
+    ) -> "list[Member]":
+        """A potential for each fold, `(x, x held out), (y, y held out)`.
+
+        **Raises:** `ValueError` for fewer than 16 points on a side.
+        """
+        for side in (0, 1):
+            n = sum(len(part.points) for part in parts[0][side])
+            if n < LEAST_POINTS:
+                raise ValueError(
+                    f"brenier needs at least {LEAST_POINTS} points on each side, some of which are "
+                    f"held out; got {n}. Take 'affine' for fewer."
+                )
+        return [self._member(*sides, fold_in(key, k), k) for k, sides in enumerate(parts)]
+
+    def joined(
+        self, members: "list[Member]", source: Sample, target: Sample, start: float
+    ) -> BrenierMap:
+        """The map of the mean of all folds' potentials, begun at `start`."""
+        whole, dtype = Balanced.of(source, target, self.shrunk), source.points.dtype
         potential, m0, m1 = _mean(members, whole, dtype)
         return BrenierMap(
             _account(self.name, members, time.perf_counter() - start),
@@ -239,22 +263,35 @@ class Brenier(Method):
             as_dtype(np.linalg.inv(whole.root @ whole.root), dtype),
         )
 
-    def _member(self, x, y, key, random: np.random.Generator, training: Training) -> "Member":
+    def _member(
+        self,
+        source: tuple[Sample, Sample],
+        target: tuple[Sample, Sample],
+        key: Key[Array, ""],
+        number: int,
+    ) -> "Member":
         """The potential of one fold, given what it is trained on and what it holds out."""
-        (x, x_test), (y, y_test) = x, y
+        (x, x_test), (y, y_test) = source, target
         balanced = Balanced.of(x, y, self.shrunk)
 
-        def dual(source: Sample, target: Sample, *effort: int) -> Dual:
+        def dual(x: Sample, y: Sample, *effort: int) -> Dual:
             return Dual(
-                Weighted.of(balanced.source(source.points), source.weights),
-                Weighted.of(balanced.target(target.points), target.weights),
+                Weighted.of(balanced.source(x.points), x.weights),
+                Weighted.of(balanced.target(y.points), y.weights),
                 *effort,
             )
 
+        # No more than a look takes, so that it takes all.
+        x_test, y_test = (
+            part_of(sample, np.arange(min(len(sample.points), MOST_HELD_OUT)))
+            for sample in (x_test, y_test)
+        )
         objective = dual(x, y, STEPS, PRODUCTS)
         held_out = dual(x_test, y_test, HELD_OUT_STEPS, HELD_OUT_PRODUCTS)
-        trained = train(objective, self._start(objective, random), key, training, held_out)
-        gain = _affine_dual(held_out) - float(np.nanmin(trained.curve.held_out))
+        training = self._training(x.points.shape[1]).part(f"fold{number + 1}")
+        begin = self._start(objective, host_generator(fold_in(key, 0)))
+        trained = train(objective, begin, fold_in(key, 1), training, held_out)
+        gain = _affine_dual(held_out) - float(trained.curve.held_out[_best(trained)])
         return Member(trained, balanced, balanced.scale**2 * gain)
 
     def _training(self, dim: int) -> Training:
@@ -275,8 +312,10 @@ class Brenier(Method):
         count = self.num_members, self.num_groups
         chosen = random.choice(len(points), count, p=weights / weights.sum())
         a, t = SHRUNK * points[chosen], WARM * SHRUNK**2 * dim
-        u = np.asarray(objective.source.points, np.float64)[:STARTED]
-        b = np.asarray(objective.source.weights, np.float64)[:STARTED]
+        few = max(1, min(STARTED, MOST_COORDINATES // (self.num_groups * dim)))
+        u = np.asarray(objective.source.points, np.float64)[:few]
+        b = np.asarray(objective.source.weights, np.float64)[:few]
+        b = b if b.sum() > 0 else np.ones(len(b))
         offsets = -np.sum(a**2, axis=2) / 2
         logits = (np.tensordot(u, a, (1, 2)) + offsets) / t
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -287,7 +326,7 @@ class Brenier(Method):
         slope = np.einsum("jg,jgd,jge->de", shares, a, a, optimize=True) - means.T @ means
         rest = (1 - LEAST_SLOPE) * np.eye(dim) - slope / (t * self.num_groups)
         values, vectors = np.linalg.eigh(rest)
-        root = (vectors * np.sqrt(np.maximum(values, LEAST_ROOT))) @ vectors.T
+        root = (vectors * np.sqrt(np.maximum(values, LEAST_EIGENVALUE))) @ vectors.T
         parts = a, offsets, np.full(self.num_groups, np.log(t)), root
         return Trainable(*jax.device_put(tuple(part.astype(dtype) for part in parts)))
 
@@ -295,16 +334,18 @@ class Brenier(Method):
 def _account(name: str, members: list[Member], seconds: float) -> Fit:
     """What the folds gained, and how their trainings went."""
     trained = {f"fold {k + 1}": member.trained for k, member in enumerate(members)}
-    gains = [max(member.gain, 0.0) for member in members]
+    gains = [member.gain for member in members]
+    used = sum(gain > 0 for gain in gains)
     diverged = [label for label, one in trained.items() if one.status == "diverged"]
     messages = ()
     if diverged:
         messages = (f"training diverged in {', '.join(diverged)}: lower the learning rate",)
-    if not any(gains):
+    if used == 0:
         messages = (*messages, AFFINE)
     numbers = {
         "held_out_gain": float(np.mean(gains)),
         "gain_error": float(np.std(gains, ddof=1) / np.sqrt(len(gains))),
+        "folds_used": used,
         "best_steps": ", ".join(str(one.best_step) for one in trained.values()),
         "training_seconds": sum(one.seconds for one in trained.values()),
     }
@@ -316,6 +357,11 @@ def _account(name: str, members: list[Member], seconds: float) -> Fit:
         curves=tuple((label, one.curve) for label, one in trained.items()),
         seconds=seconds,
     )
+
+
+def _best(trained: Trained) -> int:
+    """The look at which the parameters that were kept were looked at."""
+    return int(np.flatnonzero(trained.curve.steps == trained.best_step)[0])
 
 
 def _affine_dual(objective: Dual) -> float:
@@ -331,26 +377,23 @@ def _mean(
 
     `s^2 phi(S (x - m) / s)` has the points `s S a`, temperatures `s^2 t` and the matrix `S Q S`,
     the offsets `s^2 c + s S a . (m0 - m)` about `m0`. A member that gained nothing counts as the
-    affine map of the whole samples.
+    affine map of the whole samples: its soft maxima are zero, so that all maps have one shape.
     """
     m0, m1, count = whole.source_mean, np.zeros_like(whole.target_mean), len(members)
     matrix, parts = np.zeros_like(whole.root), []
     for trained, own, gain in members:
+        leaves = jax.tree.leaves(trained.model.potential())
+        a, c, t, q, _ = (np.asarray(leaf, np.float64) for leaf in leaves)
         if not gain > 0:
             matrix += whole.root @ whole.root / count
             m1 += whole.target_mean / count
+            parts.append((0 * a, 0 * c, np.ones_like(t)))
             continue
-        leaves = jax.tree.leaves(trained.model.potential())
-        a, c, t, q, _ = (np.asarray(leaf, np.float64) for leaf in leaves)
         apart, q, a = m0 - own.source_mean, own.root @ q @ own.root, own.scale * a @ own.root
         parts.append((a, own.scale**2 * c + a @ apart, own.scale**2 * t))
         matrix += q / count
         m1 += (own.target_mean + q @ apart) / count
-    if not parts:
-        dim = len(m0)
-        parts = [(np.zeros((1, 0, dim)), np.zeros((1, 0)), np.zeros(0))]
     points, offsets = (np.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
     temperatures = np.concatenate([part[2] for part in parts])
-    share = 1 / (count * max(parts[0][0].shape[1], 1))
-    values = points, offsets, temperatures, matrix, share
+    values = points, offsets, temperatures, matrix, 1 / len(temperatures)
     return SoftMaxima(*(as_dtype(value, dtype) for value in values)), m0, m1

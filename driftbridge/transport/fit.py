@@ -80,8 +80,8 @@ def fit_map(
       object such as
       `driftbridge.transport.Corrected(epsilon=0.1)`. `auto` takes `affine` where there are fewer
       than five points a dimension or a covariance is singular, `rearrangement` in one dimension,
-      else `selected`: of corrected entropic maps, the affine map with shrunk covariances and a
-      learned convex potential what held-out points choose;
+      else `selected`: whichever of the affine map, corrected entropic maps and a learned convex
+      potential held-out points choose;
       with a condition `flow`. `T.fit.reason` says which and why.
     - `key`: seed or typed key, for methods that draw.
     - `source_weights`, `target_weights`: `(n,)` and `(m,)`, nonnegative with sum 1; equal if None.

@@ -3,22 +3,24 @@
 import dataclasses
 import math
 import time
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import host_generator
 from driftbridge.transport.affine import Affine, AffineMap
 from driftbridge.transport.base import Method
 from driftbridge.transport.brenier import Brenier, BrenierMap
 from driftbridge.transport.entropic import Corrected, CorrectedMap
-from driftbridge.transport.folds import FOLDS, folds
+from driftbridge.transport.folds import folds
 from driftbridge.transport.measures import part_of
 from driftbridge.transport.pairs import effective_size
 from driftbridge.transport.points import Sample
 from driftbridge.transport.streaming import streamed
 
+# Fewest points of which some are held out.
+FEWEST = 16
 # Fewest points that a potential is learned from, and fewest for each dimension.
 LEAST_POINTS, POINTS_PER_DIM = 300, 10
 # Points that the choice of a regularisation looks at, at most.
@@ -57,17 +59,32 @@ def held_out_dual(fitted: CorrectedMap | AffineMap, source: Sample, target: Samp
     return float(source.weights @ values[0] + weights @ terms / weights.sum())
 
 
+class Candidate(NamedTuple):
+    """A method, and the dual of its map on the held-out points of each fold."""
+
+    method: Method
+    duals: Float[np.ndarray, " folds"]
+
+    def gain_over(self, other: "Candidate") -> tuple[float, float]:
+        """By how much its dual is less in the mean over the folds, and the standard error."""
+        gains = other.duals - self.duals
+        return float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
+
+
 class Selected(Method):
-    """The map that held-out points choose: the one whose dual is furthest below the affine map's.
+    """The map that held-out points choose: the one with the least dual.
 
-    - The corrected entropic map at several regularisations: from the share of `Corrected` to a
-      third of it, or else three times as much, as long as the dual falls, in four folds of at most
-      2000 points.
-    - The affine map with shrunk covariances, if it gains more than the standard error over folds.
-    - The map of `Brenier` on top of the better affine map, where there are 300 points or more and
-      ten for each dimension, if it gains more than its standard error on the best of the others.
+    Four folds of at most 2000 points try
 
-    What is chosen is fitted to all points. `T.fit.numbers` has all gains.
+    - the affine map, and that with shrunk covariances, which must be better by a standard error;
+    - the corrected entropic map at several regularisations: from the share of `Corrected` to a
+      third of it, or else three times as much, as long as the dual falls;
+    - the map of `Brenier` on top of the better affine map, where there are 300 points or more and
+      ten for each dimension. It must be better than the best of the others by two standard errors:
+      that each fold stops where its dual is least flatters it.
+
+    What is chosen is fitted to all points. `T.fit.numbers` has by how much the duals are below the
+    affine map's. Of fewer than 16 points nothing can be held out, and the map is affine.
 
     **Arguments:**
 
@@ -83,67 +100,76 @@ class Selected(Method):
         self, source: Sample, target: Sample, key: Key[Array, ""]
     ) -> CorrectedMap | AffineMap | BrenierMap:
         start = time.perf_counter()
-        share, gain, shrunk_gain, tried = self._choose(source, target, key)
-        numbers: dict[str, float | str] = {
-            "corrected_share": share,
-            "corrected_gain": gain,
-            "shares_tried": tried,
-            "shrunk_gain": shrunk_gain,
-        }
-        fitted = None
-        if _are_enough(source, target):
-            fitted = Brenier(shrunk=shrunk_gain > 0).fit(source, target, key)
-            found = dict(fitted.fit.numbers)
-            brenier_gain = shrunk_gain + float(found["held_out_gain"])
-            numbers["brenier_gain"] = brenier_gain
-            # Each fold stopped where its dual was least, which flatters it.
-            if not brenier_gain - float(found["gain_error"]) > max(gain, shrunk_gain):
-                fitted = None
-        if fitted is None:
-            method = Affine(shrunk=True) if shrunk_gain > max(gain, 0) else self._at(share)
-            fitted = method.fit(source, target, key)
-        fit = dataclasses.replace(
-            fitted.fit,
-            numbers=(*fitted.fit.numbers, *numbers.items()),
-            seconds=time.perf_counter() - start,
-        )
-        return dataclasses.replace(fitted, fit=fit)
-
-    def _at(self, share: float) -> Corrected:
-        return Corrected(share=share, tolerance=self.tolerance, max_iterations=self.max_iterations)
-
-    def _choose(
-        self, source: Sample, target: Sample, key: Key[Array, ""]
-    ) -> tuple[float, float, float, str]:
-        """The share, its gain, that of shrunk covariances or 0, and all shares looked at."""
+        if min(len(source.points), len(target.points)) < FEWEST:
+            fitted = Affine().fit(source, target, key)
+            few = f"fewer than {FEWEST} points on a side: none were held out to choose a map on"
+            return _with(fitted, {}, start, few)
         random = host_generator(key)
         parts = list(zip(*(folds(s, random, MOST) for s in (source, target)), strict=True))
+        affine = Candidate(Affine(), _duals(Affine(), parts, key))
+        corrected, tried = self._corrected(parts, key)
+        shrunk = Candidate(Affine(shrunk=True), _duals(Affine(shrunk=True), parts, key))
+        numbers: dict[str, float | str] = {
+            "corrected_share": float(tried[0]),
+            "corrected_gain": corrected.gain_over(affine)[0],
+            "shares_tried": ", ".join(f"{share:.3g}" for share in tried[1:]),
+        }
+        gain, error = shrunk.gain_over(affine)
+        numbers["shrunk_gain"] = gain
+        base = shrunk if gain > error else affine
+        best = min((base, corrected), key=lambda one: one.duals.mean())
+        if _are_enough(source, target):
+            method = Brenier(shrunk=base is shrunk)
+            members = method.members(parts, key)
+            duals = base.duals - np.array([member.gain for member in members])
+            learned = Candidate(method, duals)
+            numbers["brenier_gain"] = learned.gain_over(affine)[0]
+            gain, error = learned.gain_over(best)
+            if gain > 2 * error:
+                if max(len(source.points), len(target.points)) <= MOST:
+                    return _with(method.joined(members, source, target, start), numbers, start)
+                best = learned
+        return _with(best.method.fit(source, target, key), numbers, start)
 
-        def duals(method: Corrected | Affine) -> np.ndarray:
-            return np.array(
-                [
-                    held_out_dual(method.fit(x, y, key), x_test, _some(y_test, len(y.points)))
-                    for (x, x_test), (y, y_test) in parts
-                ]
-            )
+    def _corrected(self, parts: list, key: Key[Array, ""]) -> tuple[Candidate, list[float]]:
+        """The best share's method; and that share, with all that were looked at behind it."""
 
-        start = self._at(1.0).default_share(source.points.shape[1])
-        share, least, tried = start, duals(self._at(start)).mean(), [start]
+        def at(share: float) -> Candidate:
+            method = Corrected(None, share, self.tolerance, self.max_iterations)
+            return Candidate(method, _duals(method, parts, key))
+
+        start = Corrected().default_share(parts[0][0][0].points.shape[1])
+        share, best, tried = start, at(start), [start]
         for factor in (1 / FACTOR, FACTOR):
             while share in (start, tried[-1]) and LEAST <= share * factor <= LARGEST:
                 tried.append(share * factor)
-                found = duals(self._at(tried[-1])).mean()
-                if not found < least:
+                found = at(tried[-1])
+                if not found.duals.mean() < best.duals.mean():
                     break
-                share, least = tried[-1], found
+                share, best = tried[-1], found
             if share != start:
                 break
-        affine = duals(Affine())
-        gains = affine - duals(Affine(shrunk=True))
-        error = gains.std(ddof=1) / np.sqrt(FOLDS)
-        shrunk_gain = float(gains.mean()) if gains.mean() > error else 0.0
-        text = ", ".join(f"{s:.3g}" for s in tried)
-        return share, float(affine.mean() - least), shrunk_gain, text
+        return best, [share, *tried]
+
+
+def _duals(method: Corrected | Affine, parts: list, key: Key[Array, ""]) -> np.ndarray:
+    return np.array(
+        [
+            held_out_dual(method.fit(x, y, key), x_test, _some(y_test, len(y.points)))
+            for (x, x_test), (y, y_test) in parts
+        ]
+    )
+
+
+def _with(fitted: Any, numbers: dict[str, float | str], start: float, *messages: str) -> Any:
+    """A map with more numbers and messages, and the time since `start`."""
+    fit = dataclasses.replace(
+        fitted.fit,
+        numbers=(*fitted.fit.numbers, *numbers.items()),
+        messages=(*fitted.fit.messages, *messages),
+        seconds=time.perf_counter() - start,
+    )
+    return dataclasses.replace(fitted, fit=fit)
 
 
 def _some(sample: Sample, n: int) -> Sample:

@@ -8,8 +8,12 @@ from jaxtyping import Array, Float
 
 from driftbridge.runtime.products import product
 
-# Bisections of the length of a Newton step, and the share of the first slope that ends them.
-HALVINGS, CURVATURE = 4, 0.5
+# Most bisections of the length of a Newton step, and the share of the first slope that ends them.
+HALVINGS, CURVATURE = 20, 0.5
+# Gradients that differ by this, in units of the largest, are equal in float32.
+CLOSE = 1e-6
+# Products of coordinates of all points that are held at once: 64 MiB in float32.
+MOST_PRODUCTS = 1 << 24
 
 
 class SoftMaxima(eqx.Module):
@@ -60,9 +64,12 @@ class SoftMaxima(eqx.Module):
         root = jnp.sqrt(self.share / self.temperatures)
         means = jnp.einsum("njg,jgd->ngd", p, self.points * root[None, :, None])
         flat = self.points.reshape(-1, self.points.shape[-1])
-        products = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
         weights = (p * root[None, None] ** 2).reshape(len(x), -1)
-        second = product(weights, products).reshape(-1, *self.matrix.shape)
+        if flat.size * flat.shape[1] <= MOST_PRODUCTS:
+            products = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
+            second = product(weights, products).reshape(-1, *self.matrix.shape)
+        else:  # row by row, without an array of all products of coordinates
+            second = lax.map(lambda row: product((flat * row[:, None]).T, flat), weights)
         return self.matrix[None] + second - product(jnp.swapaxes(means, 1, 2), means)
 
     def _combined(
@@ -75,32 +82,45 @@ class SoftMaxima(eqx.Module):
 def conjugate_points(
     phi: SoftMaxima, y: Float[Array, "n dim"], num_steps: int, num_products: int
 ) -> Float[Array, "n dim"]:
-    """Points at which `x . y - phi(x)` is largest, from `x = y` by Newton steps of fixed number.
+    """Points at which `x . y - phi(x)` is largest, by at most `num_steps` Newton steps from `y`.
 
-    Each takes a direction from `num_products` products of conjugate gradients, and bisects its
-    length until the slope along it has fallen by half: no dense Hessian, and no row goes astray.
+    Each takes a direction from `num_products` products of conjugate gradients, without a dense
+    Hessian, and bisects its length until the slope along it has fallen by half.
     """
+    scale = jnp.max(jnp.abs(y))
 
-    def step(_, x):
-        residual = phi.gradient(x) - y
+    def step(state):
+        count, x, residual = state
         p = jax.nn.softmax(phi.logits(x), axis=1)
         direction = _conjugate_gradients(phi, p, residual, num_products)
-        slope = jnp.sum(direction * residual, axis=1)
+        x = x - _length(phi, x, y, residual, direction)[:, None] * direction
+        return count + 1, x, phi.gradient(x) - y
 
-        def bisect(_, bounds):
-            low, high, length, is_found = bounds
-            at = jnp.sum(direction * (phi.gradient(x - length[:, None] * direction) - y), axis=1)
-            is_far, is_short = at < -CURVATURE * slope, at > CURVATURE * slope
-            high = jnp.where(is_far & ~is_found, length, high)
-            low = jnp.where(is_short & ~is_found, length, low)
-            is_found = is_found | ~(is_far | is_short) | (low >= 1)
-            return low, high, jnp.where(is_found, length, (low + high) / 2), is_found
+    def goes_on(state):
+        return (state[0] < num_steps) & (jnp.max(jnp.abs(state[2])) > CLOSE * scale)
 
-        one = jnp.ones_like(slope)
-        length = lax.fori_loop(0, HALVINGS, bisect, (0 * one, one, one, one < 0))[2]
-        return x - length[:, None] * direction
+    start = jnp.zeros((), jnp.int32), y, phi.gradient(y) - y
+    return lax.while_loop(goes_on, step, start)[1]
 
-    return lax.fori_loop(0, num_steps, step, y)
+
+def _length(phi: SoftMaxima, x: Array, y: Array, residual: Array, direction: Array) -> Array:
+    """How far each row goes along its direction, 1 where the slope there has fallen by half."""
+    slope = jnp.sum(direction * residual, axis=1)
+
+    def bisect(state):
+        count, low, high, length, is_found = state
+        at = jnp.sum(direction * (phi.gradient(x - length[:, None] * direction) - y), axis=1)
+        is_far, is_short = at < -CURVATURE * slope, at > CURVATURE * slope
+        high = jnp.where(is_far & ~is_found, length, high)
+        low = jnp.where(is_short & ~is_found, length, low)
+        is_found = is_found | ~(is_far | is_short) | (low >= 1)
+        return count + 1, low, high, jnp.where(is_found, length, (low + high) / 2), is_found
+
+    one = jnp.ones_like(slope)
+    start = jnp.zeros((), jnp.int32), 0 * one, one, one, one < 0
+    return lax.while_loop(lambda state: (state[0] < HALVINGS) & ~jnp.all(state[4]), bisect, start)[
+        3
+    ]
 
 
 def _conjugate_gradients(phi: SoftMaxima, p: Array, target: Array, count: int) -> Array:
