@@ -165,6 +165,11 @@ def main() -> int:
         gc.collect()
     counts = {word: sum(row["verdict"] == word for row in rows) for word in ("win", "tie", "LOSS")}
     print(", ".join(f"{count} {word}" for word, count in counts.items()))
+    lower = sum(
+        np.mean(row["errors"]["driftbridge auto"]) < np.mean(row["errors"][row["best_peer"]])
+        for row in rows
+    )
+    print(f"lower in the mean than the best peer: {lower} of {len(rows)}")
     if len(rows) == len(PROBLEMS):
         most = counts["win"] > len(rows) / 2
         print(f"better than every peer on most rows: {verdict(most)}")
