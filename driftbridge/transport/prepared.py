@@ -45,7 +45,7 @@ def prepared(
     dtype = device_dtype(rows[0])
     centres = [np.zeros(rows[0].shape[1])] * 2
     if cost is None:
-        centres = [np.average(p, axis=0, weights=w) for p, w in zip(rows, weights, strict=True)]
+        centres = [w @ p / w.sum() for p, w in zip(rows, weights, strict=True)]
         centres = centres if conserved else [(centres[0] + centres[1]) / 2] * 2
     centres = [centre.astype(dtype) for centre in centres]
     rows = [points.astype(dtype) for points in rows]
