@@ -10,7 +10,8 @@ from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.keys import as_key, host_generator
 from driftbridge.runtime.training import Training
 from driftbridge.transport import Brenier
-from driftbridge.transport.brenier import Balanced, Dual, Trainable, Weighted
+from driftbridge.transport.balanced import Balanced
+from driftbridge.transport.dual import Dual, Trainable, Weighted
 from driftbridge.transport.folds import folds
 from driftbridge.transport.points import Sample
 from driftbridge.transport.soft_maxima import SoftMaxima, conjugate_points
@@ -128,8 +129,7 @@ def test_it_comes_back_from_a_file(fitted, tmp_path):
 def test_folds_that_gain_nothing_are_the_affine_map(fitted, tmp_path):
     x, y = (side.astype(np.float32) for side in data())
     samples = [Sample(points, np.full(len(points), 1 / len(points))) for points in (x, y)]
-    random = host_generator(as_key(0))
-    parts = list(zip(*(folds(sample, random) for sample in samples), strict=True))
+    parts = folds(*samples, host_generator(as_key(0)))
     members = [member._replace(gain=-1.0) for member in METHOD.members(parts, as_key(0))]
     found, affine = METHOD.joined(members, *samples, 0.0), db.fit_map(x, y, "affine")
     assert dict(found.fit.numbers)["folds_used"] == 0

@@ -23,6 +23,7 @@ from driftbridge.transport.iterate import (
     Settings,
     first,
     first_stage,
+    settings_of,
 )
 from driftbridge.transport.padding import padded
 from driftbridge.transport.prepared import Prepared, prepared
@@ -104,10 +105,7 @@ def to_tolerance(problems: Problem, iterates: Iterate, tolerance: float, max_ite
     """Potentials, errors, iterations and statuses of all, on the host."""
     dtype, aim = problems.x.dtype, tolerance
     while True:
-        settings = Settings(
-            *jax.device_put((np.asarray(aim, dtype), np.asarray(max_iterations, np.int32)))
-        )
-        iterates, f, g, error = _solve(problems, iterates, settings)
+        iterates, f, g, error = _solve(problems, iterates, settings_of(aim, max_iterations, dtype))
         status = np.asarray(iterates.status)
         missed = (status == CONVERGED) & (np.asarray(error) > tolerance)
         if not missed.any() or aim < tolerance:

@@ -7,141 +7,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.keys import host_generator
 from driftbridge.runtime.products import product
 from driftbridge.runtime.threefry import fold_in
-from driftbridge.runtime.training import Objective, Trained, Training, train
-from driftbridge.transport.affine import bures, gaussians
-from driftbridge.transport.base import Fit, HasDensity, Method, as_dtype
-from driftbridge.transport.convex import inverse_gradient
-from driftbridge.transport.folds import folds
+from driftbridge.runtime.training import HELD_OUT_ROWS, Trained, Training, train
+from driftbridge.transport.balanced import Balanced
+from driftbridge.transport.base import Fit, Method, as_dtype
+from driftbridge.transport.dual import Dual, Weighted, begin
+from driftbridge.transport.folds import FEWEST, Fold, folds
+from driftbridge.transport.gradient_map import GradientMap
 from driftbridge.transport.measures import part_of
-from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import Sample
-from driftbridge.transport.soft_maxima import SoftMaxima, conjugate_points
+from driftbridge.transport.soft_maxima import SoftMaxima
 
 # Most Newton steps to the conjugate of a batch, with products in each; and of held-out points,
 # which go on until they have converged.
-STEPS, PRODUCTS = 3, 6
-HELD_OUT_STEPS, HELD_OUT_PRODUCTS = 50, 20
-# Held-out points at most, and points on a side at least.
-MOST_HELD_OUT, LEAST_POINTS = 4096, 16
-# The least slope of a fold's map in balanced coordinates, where the affine map is the identity.
-LEAST_SLOPE = 0.02
-# Soft maxima begin at points of the target shrunk to this, their temperature this share of the
-# variance: a map that is next to affine.
-SHRUNK, WARM = 0.2, 0.5
-# The least eigenvalue of the quadratic that training starts from.
-LEAST_EIGENVALUE = 0.05
-# Points whose mean Hessian the start takes away from the quadratic, and their coordinates at most.
-STARTED, MOST_COORDINATES = 1000, 1 << 22
+EFFORT, HELD_OUT_EFFORT = (3, 6), (50, 20)
 # Learning rate times the root of the dimension: what moves a matrix by its entries' changes.
 RATE = 0.04
 AFFINE = "no fold's potential was better on its held-out points than the affine map, which this is"
-
-
-class Balanced(NamedTuple):
-    """Coordinates `u = S (x - m0) / s`, `v = S^{-1} (y - m1) / s` with `S^2` the affine map.
-
-    `x . y` becomes `s^2 u . v`, so that gradients of convex functions stay such; both samples have
-    the same covariance, and the affine map is the identity.
-    """
-
-    root: Float[np.ndarray, "dim dim"]
-    inverse: Float[np.ndarray, "dim dim"]
-    scale: float
-    source_mean: Float[np.ndarray, " dim"]
-    target_mean: Float[np.ndarray, " dim"]
-
-    @classmethod
-    def of(cls, source: Sample, target: Sample, shrunk: bool) -> "Balanced":
-        first, second = gaussians(source, target, shrunk)
-        values, vectors = np.linalg.eigh(bures(first.covariance, second.covariance).matrix)
-        roots = np.sqrt(np.maximum(values, np.finfo(np.float32).eps * values[-1]))
-        root = (vectors * roots) @ vectors.T
-        scale = np.sqrt(np.trace(root @ first.covariance @ root) / len(root))
-        return cls(root, (vectors / roots) @ vectors.T, float(scale), first.mean, second.mean)
-
-    def source(self, x: np.ndarray) -> np.ndarray:
-        return (((x - self.source_mean) @ self.root) / self.scale).astype(x.dtype)
-
-    def target(self, y: np.ndarray) -> np.ndarray:
-        return (((y - self.target_mean) @ self.inverse) / self.scale).astype(y.dtype)
-
-
-class Weighted(NamedTuple):
-    """Points, filled up to a size bucket by ones without weight."""
-
-    points: Float[Array, "n dim"]
-    weights: Float[Array, " n"]
-    levels: Float[Array, " n"]
-
-    @classmethod
-    def of(cls, points: np.ndarray, weights: np.ndarray) -> "Weighted":
-        size = bucket(len(points))
-        filled = padded(weights.astype(points.dtype), size)
-        levels = np.cumsum(filled, dtype=np.float64).astype(points.dtype)
-        return cls(*jax.device_put((padded(points, size), filled, levels)))
-
-    def batch(self, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
-        """`n` points and their weights, evenly over the sample; all of them where `n` is more."""
-        if n >= len(self.points):
-            return self.points, self.weights
-        places = (jnp.arange(n) + jax.random.uniform(key, (), self.levels.dtype)) / n
-        # Below the last level, which is that of the rows of padding too.
-        places = jnp.minimum(places, 1 - jnp.finfo(places.dtype).eps)
-        rows = jnp.searchsorted(self.levels, places * self.levels[-1], side="right")
-        return self.points[rows], jnp.full((n,), 1 / n, self.points.dtype)
-
-
-class Trainable(eqx.Module):
-    """The parameters of `SoftMaxima`: temperatures by their logarithm, the matrix by a root."""
-
-    points: Float[Array, "members groups dim"]
-    offsets: Float[Array, "members groups"]
-    log_temperatures: Float[Array, " groups"]
-    root: Float[Array, "dim dim"]
-
-    def potential(self) -> SoftMaxima:
-        least = LEAST_SLOPE * jnp.eye(len(self.root), dtype=self.root.dtype)
-        return SoftMaxima(
-            self.points,
-            self.offsets,
-            jnp.exp(self.log_temperatures),
-            product(self.root, self.root.T) + least,
-            jnp.asarray(1 / self.points.shape[1], self.points.dtype),
-        )
-
-
-class Dual(Objective):
-    """`E phi(u) + E phi*(v)`, least for the potential of the optimal map.
-
-    `phi*(v) = u(v) . v - phi(u(v))`, whose derivative in `phi` is `-phi` at `u(v)` held fixed: the
-    envelope theorem. `u(v)` comes by Newton steps.
-
-    Taghvaei and Jalali (2019), arXiv 1902.07197, equation 6; Makkuva et al. (2020), arXiv
-    1908.10962, equation 4.
-    """
-
-    source: Weighted
-    target: Weighted
-    num_steps: int = eqx.field(static=True)
-    num_products: int = eqx.field(static=True)
-
-    def batch(self, key: Key[Array, ""], n: int) -> Any:
-        return self.source.batch(fold_in(key, 0), n), self.target.batch(fold_in(key, 1), n)
-
-    def loss(self, model: Trainable, batch: Any) -> Float[Array, ""]:
-        (u, a), (v, b) = batch
-        phi = model.potential()
-        found = conjugate_points(lax.stop_gradient(phi), v, self.num_steps, self.num_products)
-        found = lax.stop_gradient(found)
-        return jnp.sum(a * phi.value(u)) + jnp.sum(
-            b * (jnp.sum(found * v, axis=1) - phi.value(found))
-        )
 
 
 class Member(NamedTuple):
@@ -152,7 +38,7 @@ class Member(NamedTuple):
     gain: float
 
 
-class BrenierMap(HasDensity):
+class BrenierMap(GradientMap):
     """`T(x) = m1 + grad phi(x - m0)`."""
 
     potential: SoftMaxima
@@ -179,14 +65,11 @@ class BrenierMap(HasDensity):
     def _jacobian(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim dim"]:
         return self.potential.hessian(x - self.source_mean[None])
 
-    def _inverse(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        start = self.source_mean[None] + product(y - self.target_mean[None], self.inverse_matrix)
-        length = jnp.max(jnp.abs(self.target_mean)) + jnp.max(jnp.abs(y))
-        return inverse_gradient(self._transport, self._jacobian, y, start, length)
+    def _near(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.source_mean[None] + product(y - self.target_mean[None], self.inverse_matrix)
 
-    def _log_det(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
-        factor = jnp.linalg.cholesky(self._jacobian(x))
-        return 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
+    def _length(self, y: Float[Array, "n dim"]) -> Float[Array, ""]:
+        return jnp.max(jnp.abs(self.target_mean)) + jnp.max(jnp.abs(y))
 
 
 class Brenier(Method):
@@ -229,28 +112,26 @@ class Brenier(Method):
 
     def fit(self, source: Sample, target: Sample, key: Key[Array, ""]) -> BrenierMap:
         start = time.perf_counter()
-        random = host_generator(key)
-        parts = list(zip(*(folds(s, random) for s in (source, target)), strict=True))
-        return self.joined(self.members(parts, key), source, target, start)
+        members = self.members(folds(source, target, host_generator(key)), key)
+        return self.joined(members, source, target, start)
 
-    def members(
-        self, parts: list[tuple[tuple[Sample, Sample], tuple[Sample, Sample]]], key: Key[Array, ""]
-    ) -> "list[Member]":
-        """A potential for each fold, `(x, x held out), (y, y held out)`.
+    def members(self, parts: list[Fold], key: Key[Array, ""]) -> list[Member]:
+        """A potential for each fold.
 
         **Raises:** `ValueError` for fewer than 16 points on a side.
         """
-        for side in (0, 1):
-            n = sum(len(part.points) for part in parts[0][side])
-            if n < LEAST_POINTS:
+        fold = parts[0]
+        for sides in ((fold.source, fold.source_held_out), (fold.target, fold.target_held_out)):
+            n = sum(len(sample.points) for sample in sides)
+            if n < FEWEST:
                 raise ValueError(
-                    f"brenier needs at least {LEAST_POINTS} points on each side, some of which are "
-                    f"held out; got {n}. Take 'affine' for fewer."
+                    f"brenier needs at least {FEWEST} points on each side, some of which are held "
+                    f"out; got {n}. Take 'affine' for fewer."
                 )
-        return [self._member(*sides, fold_in(key, k), k) for k, sides in enumerate(parts)]
+        return [self._member(fold, fold_in(key, k), k) for k, fold in enumerate(parts)]
 
     def joined(
-        self, members: "list[Member]", source: Sample, target: Sample, start: float
+        self, members: list[Member], source: Sample, target: Sample, start: float
     ) -> BrenierMap:
         """The map of the mean of all folds' potentials, begun at `start`."""
         whole, dtype = Balanced.of(source, target, self.shrunk), source.points.dtype
@@ -263,35 +144,30 @@ class Brenier(Method):
             as_dtype(np.linalg.inv(whole.root @ whole.root), dtype),
         )
 
-    def _member(
-        self,
-        source: tuple[Sample, Sample],
-        target: tuple[Sample, Sample],
-        key: Key[Array, ""],
-        number: int,
-    ) -> "Member":
-        """The potential of one fold, given what it is trained on and what it holds out."""
-        (x, x_test), (y, y_test) = source, target
-        balanced = Balanced.of(x, y, self.shrunk)
+    def _member(self, fold: Fold, key: Key[Array, ""], number: int) -> Member:
+        """The potential of one fold."""
+        balanced = Balanced.of(fold.source, fold.target, self.shrunk)
 
-        def dual(x: Sample, y: Sample, *effort: int) -> Dual:
+        def dual(x: Sample, y: Sample, effort: tuple[int, int]) -> Dual:
             return Dual(
                 Weighted.of(balanced.source(x.points), x.weights),
                 Weighted.of(balanced.target(y.points), y.weights),
-                *effort,
+                num_steps=effort[0],
+                num_products=effort[1],
             )
 
         # No more than a look takes, so that it takes all.
-        x_test, y_test = (
-            part_of(sample, np.arange(min(len(sample.points), MOST_HELD_OUT)))
-            for sample in (x_test, y_test)
+        x, y = (
+            part_of(sample, np.arange(min(len(sample.points), HELD_OUT_ROWS)))
+            for sample in (fold.source_held_out, fold.target_held_out)
         )
-        objective = dual(x, y, STEPS, PRODUCTS)
-        held_out = dual(x_test, y_test, HELD_OUT_STEPS, HELD_OUT_PRODUCTS)
-        training = self._training(x.points.shape[1]).part(f"fold{number + 1}")
-        begin = self._start(objective, host_generator(fold_in(key, 0)))
-        trained = train(objective, begin, fold_in(key, 1), training, held_out)
-        gain = _affine_dual(held_out) - float(trained.curve.held_out[_best(trained)])
+        held_out = dual(x, y, HELD_OUT_EFFORT)
+        objective = dual(fold.source, fold.target, EFFORT)
+        training = self._training(fold.source.points.shape[1]).part(f"fold{number + 1}")
+        random = host_generator(fold_in(key, 0))
+        first = begin(objective, self.num_groups, self.num_members, random)
+        trained = train(objective, first, fold_in(key, 1), training, held_out)
+        gain = held_out.affine() - float(trained.curve.held_out[_best(trained)])
         return Member(trained, balanced, balanced.scale**2 * gain)
 
     def _training(self, dim: int) -> Training:
@@ -304,31 +180,6 @@ class Brenier(Method):
             validate_every=50,
             patience=4,
         )
-
-    def _start(self, objective: Dual, random: np.random.Generator) -> Trainable:
-        """A potential whose mean Hessian over the source is the identity."""
-        points, weights = (np.asarray(v, np.float64) for v in objective.target[:2])
-        dtype, dim = objective.target.points.dtype, points.shape[1]
-        count = self.num_members, self.num_groups
-        chosen = random.choice(len(points), count, p=weights / weights.sum())
-        a, t = SHRUNK * points[chosen], WARM * SHRUNK**2 * dim
-        few = max(1, min(STARTED, MOST_COORDINATES // (self.num_groups * dim)))
-        u = np.asarray(objective.source.points, np.float64)[:few]
-        b = np.asarray(objective.source.weights, np.float64)[:few]
-        b = b if b.sum() > 0 else np.ones(len(b))
-        offsets = -np.sum(a**2, axis=2) / 2
-        logits = (np.tensordot(u, a, (1, 2)) + offsets) / t
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        means = np.einsum("njg,jgd->ngd", p, a, optimize=True) * np.sqrt(b / b.sum())[:, None, None]
-        means = means.reshape(-1, dim)
-        shares = np.tensordot(b / b.sum(), p, 1)
-        slope = np.einsum("jg,jgd,jge->de", shares, a, a, optimize=True) - means.T @ means
-        rest = (1 - LEAST_SLOPE) * np.eye(dim) - slope / (t * self.num_groups)
-        values, vectors = np.linalg.eigh(rest)
-        root = (vectors * np.sqrt(np.maximum(values, LEAST_EIGENVALUE))) @ vectors.T
-        parts = a, offsets, np.full(self.num_groups, np.log(t)), root
-        return Trainable(*jax.device_put(tuple(part.astype(dtype) for part in parts)))
 
 
 def _account(name: str, members: list[Member], seconds: float) -> Fit:
@@ -362,12 +213,6 @@ def _account(name: str, members: list[Member], seconds: float) -> Fit:
 def _best(trained: Trained) -> int:
     """The look at which the parameters that were kept were looked at."""
     return int(np.flatnonzero(trained.curve.steps == trained.best_step)[0])
-
-
-def _affine_dual(objective: Dual) -> float:
-    """The dual of `phi(u) = |u|^2 / 2`."""
-    sides = objective.source, objective.target
-    return float(sum(np.sum(s.weights * np.sum(np.square(s.points), axis=1)) for s in sides) / 2)
 
 
 def _mean(

@@ -59,24 +59,8 @@ def inverse_gradient(
 
     def step(now: _Iterate) -> _Iterate:
         direction = jnp.linalg.solve(hessian(now.x), now.residual[:, :, None])[:, :, 0]
-        slope = jnp.sum(direction * now.residual, axis=1)
-
-        def bisect(search: _Search) -> _Search:
-            trial = now.x - search.length[:, None] * direction
-            at_trial = jnp.sum(direction * (gradient(trial) - y), axis=1)
-            is_far, is_short = at_trial < -CURVATURE * slope, at_trial > CURVATURE * slope
-            high = jnp.where(is_far, search.length, search.high)
-            low = jnp.where(is_short, search.length, search.low)
-            is_found = search.is_found | ~(is_far | is_short) | (low >= 1)
-            length = jnp.where(is_found, search.length, (low + high) / 2)
-            return _Search(search.count + 1, low, high, length, is_found)
-
-        one = jnp.ones_like(slope)
-        search = _Search(jnp.zeros((), jnp.int32), 0 * one, one, one, now.is_done)
-        search = lax.while_loop(
-            lambda s: (s.count < HALVINGS) & ~jnp.all(s.is_found), bisect, search
-        )
-        move = search.length[:, None] * direction
+        length = newton_length(gradient, y, now.x, now.residual, direction, now.is_done)
+        move = length[:, None] * direction
         x = jnp.where(now.is_done[:, None], now.x, now.x - move)
         residual = gradient(x) - y
         is_still = jnp.max(jnp.abs(move), axis=1) <= eps * jnp.max(jnp.abs(x), axis=1)
@@ -90,3 +74,35 @@ def inverse_gradient(
     rounding = eps * (scale + steepness * jnp.max(jnp.abs(last.x), axis=1))
     reached = jnp.max(jnp.abs(last.residual), axis=1) <= 100 * rounding
     return jnp.where(reached[:, None], last.x, jnp.nan)
+
+
+def newton_length(
+    gradient: Callable[[Float[Array, "n dim"]], Float[Array, "n dim"]],
+    y: Float[Array, "n dim"],
+    x: Float[Array, "n dim"],
+    residual: Float[Array, "n dim"],
+    direction: Float[Array, "n dim"],
+    is_done: Bool[Array, " n"],
+) -> Float[Array, " n"]:
+    """How far to go from `x` against each direction: the step is whole, or bisected.
+
+    It ends where the slope along it is at most half of that at the start. Rows that are done are
+    not looked at.
+    """
+    slope = jnp.sum(direction * residual, axis=1)
+
+    def bisect(search: _Search) -> _Search:
+        trial = x - search.length[:, None] * direction
+        at_trial = jnp.sum(direction * (gradient(trial) - y), axis=1)
+        is_far, is_short = at_trial < -CURVATURE * slope, at_trial > CURVATURE * slope
+        high = jnp.where(is_far, search.length, search.high)
+        low = jnp.where(is_short, search.length, search.low)
+        is_found = search.is_found | ~(is_far | is_short) | (low >= 1)
+        length = jnp.where(is_found, search.length, (low + high) / 2)
+        return _Search(search.count + 1, low, high, length, is_found)
+
+    one = jnp.ones_like(slope)
+    search = _Search(jnp.zeros((), jnp.int32), 0 * one, one, one, is_done)
+    return lax.while_loop(
+        lambda s: (s.count < HALVINGS) & ~jnp.all(s.is_found), bisect, search
+    ).length

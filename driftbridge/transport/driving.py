@@ -22,6 +22,7 @@ from driftbridge.transport.iterate import (
     STALLED,
     Iterate,
     Settings,
+    settings_of,
 )
 from driftbridge.transport.newton import advance, begin, ended
 from driftbridge.transport.scaling import iterate_stored
@@ -143,13 +144,6 @@ def to_tolerance(choice: Choice, problem, iterate, tolerance, max_iterations, pr
     return f, g, error, iterate.iterations, status
 
 
-def _settings(problem: Problem, tolerance: float, max_iterations: int) -> Settings:
-    return Settings(
-        np.asarray(tolerance, problem.x.dtype),  # pyright: ignore[reportArgumentType]
-        np.asarray(max_iterations, np.int32),  # pyright: ignore[reportArgumentType]
-    )
-
-
 def _run(
     choice: Choice, problem, iterate: Iterate, tolerance, max_iterations, progress, mesh
 ) -> Iterate:
@@ -169,12 +163,13 @@ def _run(
 
 def _newton(choice, problem, iterate, tolerance, max_iterations, progress) -> Iterate:
     """Newton's method from a loose iterate; reports between steps."""
-    settings, state = _settings(problem, tolerance, max_iterations), _begin(problem, iterate)
+    limits = settings_of(tolerance, max_iterations, problem.x.dtype)
+    state = _begin(problem, iterate)
     report, start = reporter(progress), int(iterate.iterations)
     began, count, done = time.perf_counter(), 1 if progress else max_iterations, start
     while int(state.status) == RUNNING and done < max_iterations:
         until = jax.device_put(np.int32(min(done + count, max_iterations)))
-        state = _advance(problem, state, settings, choice.stored, until)
+        state = _advance(problem, state, limits, choice.stored, until)
         if progress:
             done, seconds = int(state.count), time.perf_counter() - began
             note = f"Newton, marginal error {float(state.best.error):.2g}"
@@ -189,12 +184,12 @@ def _newton(choice, problem, iterate, tolerance, max_iterations, progress) -> It
 def _reported(program, problem, iterate, tolerance, max_iterations, progress) -> Iterate:
     """The program's iterate; with progress, in chunks of about a second."""
     if not progress:
-        return program(problem, iterate, _settings(problem, tolerance, max_iterations))
+        return program(problem, iterate, settings_of(tolerance, max_iterations, problem.x.dtype))
     report, count, done = reporter(progress), 1, int(iterate.iterations)
     while True:
         start = time.perf_counter()
         until = min(done + count, max_iterations)
-        iterate = program(problem, iterate, _settings(problem, tolerance, until))
+        iterate = program(problem, iterate, settings_of(tolerance, until, problem.x.dtype))
         before, done, status = done, int(iterate.iterations), int(iterate.status)
         seconds = time.perf_counter() - start
         note = f"marginal error {float(iterate.error):.2g}"

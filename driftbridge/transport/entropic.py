@@ -8,20 +8,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Key
 
 from driftbridge.runtime.products import product
 from driftbridge.transport.affine import bures, gaussians
 from driftbridge.transport.base import (
     Fit,
-    HasDensity,
     Method,
     Stochastic,
     TransportMap,
     as_dtype,
 )
-from driftbridge.transport.convex import inverse_gradient
+from driftbridge.transport.gradient_map import GradientMap, second_moments
 from driftbridge.transport.measures import mean_cost
 from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import Sample
@@ -31,8 +29,6 @@ from driftbridge.transport.sinkhorn import EntropicPlan, sinkhorn
 # grows with the dimension, in which entropic maps lose their resolution.
 SHARE, MOST_SHARE = 0.07, 0.5
 PLAIN_SHARE = 0.03
-# Products of coordinates of all points that are held at once: 64 MiB in float32.
-MOST_PRODUCTS = 1 << 24
 
 
 class SoftAssignment(eqx.Module):
@@ -69,12 +65,7 @@ class SoftAssignment(eqx.Module):
         """`Cov_p(y) / epsilon`: symmetric and positive semidefinite."""
         p = jax.nn.softmax(self.logits(x), axis=-1)
         mean = product(p, self.points)
-        size, dim = self.points.shape
-        if size * dim**2 <= MOST_PRODUCTS:
-            products = (self.points[:, :, None] * self.points[:, None, :]).reshape(-1, dim * dim)
-            second = product(p, products).reshape(-1, dim, dim)
-        else:  # row by row, without an array of all products of coordinates
-            second = lax.map(lambda row: product((self.points * row[:, None]).T, self.points), p)
+        second = second_moments(p, self.points)
         return (second - mean[:, :, None] * mean[:, None, :]) / self.epsilon
 
     def draw(self, x: Float[Array, "n dim"], keys: Key[Array, " n"], n: int):
@@ -151,7 +142,7 @@ class DebiasedMap(_Soft):
         return x + self.soft(x + self.shift[None]) - self.own(x)
 
 
-class CorrectedMap(_Soft, HasDensity):
+class CorrectedMap(_Soft, GradientMap):
     """`T(x) = T_eps(x) + (M - G) (x - m0)`: see `Corrected`."""
 
     residual: Float[Array, "dim dim"]
@@ -174,14 +165,11 @@ class CorrectedMap(_Soft, HasDensity):
     def _jacobian(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim dim"]:
         return self.soft.jacobian(x + self.shift[None]) + self.residual[None]
 
-    def _inverse(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        start = self.source_mean[None] + product(y - self.target_mean[None], self.inverse_matrix)
-        length = jnp.max(jnp.abs(self.soft.points))
-        return inverse_gradient(self._transport, self._jacobian, y, start, length)
+    def _near(self, y: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        return self.source_mean[None] + product(y - self.target_mean[None], self.inverse_matrix)
 
-    def _log_det(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
-        factor = jnp.linalg.cholesky(self._jacobian(x))
-        return 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
+    def _length(self, y: Float[Array, "n dim"]) -> Float[Array, ""]:
+        return jnp.max(jnp.abs(self.soft.points))
 
 
 class _Regularised(Method):

@@ -1,5 +1,7 @@
 """An entropic transport problem as the solvers take it: padded, centred, of one dtype."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -82,14 +84,19 @@ def log_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:
 def mean_cost(problem: Problem) -> Float[Array, ""]:
     """`sum a_i b_j C_ij / (sum a sum b)`, except for |x - y|^2 / 2 over 512 rows, columns."""
     if problem.cost is None:
-        both = ((problem.x, problem.a), (problem.y, problem.b))
-        means = [jnp.sum(w[:, None] * z, axis=0) / jnp.sum(w) for z, w in both]
-        squares = [jnp.sum(w * jnp.sum(z**2, axis=1)) / jnp.sum(w) for z, w in both]
-        return (squares[0] + squares[1]) / 2 - jnp.sum(means[0] * means[1])
+        return mean_half_square(problem.x, problem.a, problem.y, problem.b)
     x, a = _some(problem.x, problem.a)
     y, b = _some(problem.y, problem.b)
     costs = cost_matrix(problem.cost, x, y)
     return jnp.sum(a[:, None] * b[None, :] * costs) / (jnp.sum(a) * jnp.sum(b))
+
+
+def mean_half_square(x: Any, a: Any, y: Any, b: Any) -> Any:
+    """The mean of `|x - y|^2 / 2`, of arrays of JAX or of NumPy."""
+    both = (x, a), (y, b)
+    means = [(w[:, None] * z).sum(axis=0) / w.sum() for z, w in both]
+    squares = [(w * (z**2).sum(axis=1)).sum() / w.sum() for z, w in both]
+    return (squares[0] + squares[1]) / 2 - (means[0] * means[1]).sum()
 
 
 def _some(points: Array, weights: Array) -> tuple[Array, Array]:

@@ -27,6 +27,12 @@ class Settings(NamedTuple):
     max_iterations: Int[Array, ""]
 
 
+def settings_of(tolerance: float, max_iterations: int, dtype: Any) -> Settings:
+    """Settings on the host, which a program reads."""
+    numbers = np.asarray(tolerance, dtype), np.asarray(max_iterations, np.int32)
+    return Settings(*numbers)  # pyright: ignore[reportArgumentType]
+
+
 class Iterate(NamedTuple):
     """Potentials and what is known of them.
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from driftbridge.transport.costs import Cost
-from driftbridge.transport.entropic_problem import Problem, mean_cost
+from driftbridge.transport.entropic_problem import Problem, mean_cost, mean_half_square
 from driftbridge.transport.measures import device_dtype, two_samples
 from driftbridge.transport.padding import bucket, padded
 from driftbridge.transport.points import as_weights
@@ -55,11 +55,12 @@ def prepared(
         for points, centre, size in zip(rows, centres, sizes, strict=True)
     ]
     masses = [padded(w.astype(dtype), size) for w, size in zip(weights, sizes, strict=True)]
-    mean = None if cost is not None else _mean_square(centred, masses)
+    # On the host where it can be: a program and its answer would take longer.
+    mean = mean_half_square(centred[0], masses[0], centred[1], masses[1]) if cost is None else None
     arrays = centred, masses, rows, centres, np.asarray(epsilon, dtype)
     centred, masses, rows, centres, epsilon = jax.device_put(arrays)
     problem = Problem(centred[0], centred[1], masses[0], masses[1], epsilon, cost)
-    mean = float(_mean_cost(problem)) if mean is None else mean
+    mean = float(_mean_cost(problem) if mean is None else mean)
     return Prepared(problem, (rows[0], rows[1]), (centres[0], centres[1]), mean)
 
 
@@ -82,17 +83,6 @@ def potentials_of(prepared: Prepared, f: Any, g: Any) -> tuple[np.ndarray, np.nd
     dtype = problem.x.dtype
     sizes = len(problem.a), len(problem.b)
     return padded(f.astype(dtype), sizes[0]), padded(g.astype(dtype), sizes[1])
-
-
-def _mean_square(points: list[np.ndarray], masses: list[np.ndarray]) -> float:
-    """The mean of `|x - y|^2 / 2`, on the host: a program and its answer would take longer."""
-    totals = [float(w.sum()) for w in masses]
-    means = [w @ z / total for z, w, total in zip(points, masses, totals, strict=True)]
-    squares = [
-        w @ np.einsum("ij,ij->i", z, z) / total
-        for z, w, total in zip(points, masses, totals, strict=True)
-    ]
-    return float(sum(squares) / 2 - means[0] @ means[1])
 
 
 _mean_cost = jax.jit(mean_cost)

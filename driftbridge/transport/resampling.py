@@ -38,7 +38,14 @@ class Rows(eqx.Module):
         self.thresholds = jnp.asarray(np.minimum(scaled, 2.0**32 - 1).astype(np.uint32))
 
     def __call__(self, key: Key[Array, ""], n: int) -> Int[Array, " draws"]:
-        bits = _bits(key, n)
+        return self._at(_bits(key, n))
+
+    def evenly(self, key: Key[Array, ""], n: int) -> Int[Array, " draws"]:
+        """Systematic draws: one in each `n`-th of the probability, in the order of the rows."""
+        step = 2**32 // n
+        return self._at(jnp.arange(n, dtype=jnp.uint32) * step + _bits(key, 1) % step)
+
+    def _at(self, bits: UInt32[Array, " draws"]) -> Int[Array, " draws"]:
         last = jnp.asarray(2**32 - 1, jnp.uint32)
         # The bits below 2^32 - 1 leave that threshold to the last row with weight.
         found = jnp.searchsorted(self.thresholds, jnp.minimum(bits, last - 1), side="right")

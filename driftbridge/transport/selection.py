@@ -13,14 +13,13 @@ from driftbridge.transport.affine import Affine, AffineMap
 from driftbridge.transport.base import Method
 from driftbridge.transport.brenier import Brenier, BrenierMap
 from driftbridge.transport.entropic import Corrected, CorrectedMap
-from driftbridge.transport.folds import folds
+from driftbridge.transport.folds import FEWEST, Fold, folds
+from driftbridge.transport.learned import with_numbers
 from driftbridge.transport.measures import part_of
 from driftbridge.transport.pairs import effective_size
 from driftbridge.transport.points import Sample
 from driftbridge.transport.streaming import streamed
 
-# Fewest points of which some are held out.
-FEWEST = 16
 # Fewest points that a potential is learned from, and fewest for each dimension.
 LEAST_POINTS, POINTS_PER_DIM = 300, 10
 # Points that the choice of a regularisation looks at, at most.
@@ -62,13 +61,27 @@ def held_out_dual(fitted: CorrectedMap | AffineMap, source: Sample, target: Samp
 class Candidate(NamedTuple):
     """A method, and the dual of its map on the held-out points of each fold."""
 
-    method: Method
+    method: Any
     duals: Float[np.ndarray, " folds"]
+
+    @property
+    def dual(self) -> float:
+        return float(self.duals.mean())
 
     def gain_over(self, other: "Candidate") -> tuple[float, float]:
         """By how much its dual is less in the mean over the folds, and the standard error."""
         gains = other.duals - self.duals
         return float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
+
+
+def judged(method: Corrected | Affine, parts: list[Fold], key: Key[Array, ""]) -> Candidate:
+    """A method fitted to each fold, and its held-out duals."""
+    duals = []
+    for fold in parts:
+        target = _some(fold.target_held_out, len(fold.target.points))
+        fitted = method.fit(fold.source, fold.target, key)
+        duals.append(held_out_dual(fitted, fold.source_held_out, target))
+    return Candidate(method, np.array(duals))
 
 
 class Selected(Method):
@@ -104,68 +117,56 @@ class Selected(Method):
             fitted = Affine().fit(source, target, key)
             few = f"fewer than {FEWEST} points on a side: none were held out to choose a map on"
             return _with(fitted, {}, start, few)
-        random = host_generator(key)
-        parts = list(zip(*(folds(s, random, MOST) for s in (source, target)), strict=True))
-        affine = Candidate(Affine(), _duals(Affine(), parts, key))
-        corrected, tried = self._corrected(parts, key)
-        shrunk = Candidate(Affine(shrunk=True), _duals(Affine(shrunk=True), parts, key))
-        numbers: dict[str, float | str] = {
-            "corrected_share": float(tried[0]),
-            "corrected_gain": corrected.gain_over(affine)[0],
-            "shares_tried": ", ".join(f"{share:.3g}" for share in tried[1:]),
-        }
+        parts = folds(source, target, host_generator(key), MOST)
+        affine, shrunk = (judged(Affine(shrunk), parts, key) for shrunk in (False, True))
+        shares = self._corrected(parts, key)
+        corrected = min(shares, key=lambda one: one.dual)
         gain, error = shrunk.gain_over(affine)
-        numbers["shrunk_gain"] = gain
+        numbers: dict[str, float | int | str] = {
+            "corrected_share": float(corrected.method.share),
+            "corrected_gain": corrected.gain_over(affine)[0],
+            "shares_tried": ", ".join(f"{one.method.share:.3g}" for one in shares),
+            "shrunk_gain": gain,
+        }
         base = shrunk if gain > error else affine
-        best = min((base, corrected), key=lambda one: one.duals.mean())
-        if _are_enough(source, target):
-            method = Brenier(shrunk=base is shrunk)
-            members = method.members(parts, key)
-            duals = base.duals - np.array([member.gain for member in members])
-            learned = Candidate(method, duals)
-            numbers["brenier_gain"] = learned.gain_over(affine)[0]
-            gain, error = learned.gain_over(best)
-            if gain > 2 * error:
-                if max(len(source.points), len(target.points)) <= MOST:
-                    return _with(method.joined(members, source, target, start), numbers, start)
-                best = learned
-        return _with(best.method.fit(source, target, key), numbers, start)
+        best = min((base, corrected), key=lambda one: one.dual)
+        if not _are_enough(source, target):
+            return _with(best.method.fit(source, target, key), numbers, start)
+        brenier = Brenier(shrunk=base is shrunk)
+        members = brenier.members(parts, key)
+        learned = Candidate(brenier, base.duals - np.array([member.gain for member in members]))
+        numbers["brenier_gain"] = learned.gain_over(affine)[0]
+        gain, error = learned.gain_over(best)
+        if not gain > 2 * error:
+            return _with(best.method.fit(source, target, key), numbers, start)
+        if max(len(source.points), len(target.points)) > MOST:
+            return _with(brenier.fit(source, target, key), numbers, start)
+        return _with(brenier.joined(members, source, target, start), numbers, start)
 
-    def _corrected(self, parts: list, key: Key[Array, ""]) -> tuple[Candidate, list[float]]:
-        """The best share's method; and that share, with all that were looked at behind it."""
+    def _corrected(self, parts: list[Fold], key: Key[Array, ""]) -> list[Candidate]:
+        """The corrected maps of all shares that were looked at, in their order."""
 
         def at(share: float) -> Candidate:
-            method = Corrected(None, share, self.tolerance, self.max_iterations)
-            return Candidate(method, _duals(method, parts, key))
+            return judged(Corrected(None, share, self.tolerance, self.max_iterations), parts, key)
 
-        start = Corrected().default_share(parts[0][0][0].points.shape[1])
-        share, best, tried = start, at(start), [start]
+        start = Corrected().default_share(parts[0].source.points.shape[1])
+        tried = [at(start)]
         for factor in (1 / FACTOR, FACTOR):
-            while share in (start, tried[-1]) and LEAST <= share * factor <= LARGEST:
-                tried.append(share * factor)
-                found = at(tried[-1])
-                if not found.duals.mean() < best.duals.mean():
+            share, before = start * factor, tried[0]
+            while LEAST <= share <= LARGEST:
+                tried.append(at(share))
+                if not tried[-1].dual < before.dual:
                     break
-                share, best = tried[-1], found
-            if share != start:
+                share, before = share * factor, tried[-1]
+            if before is not tried[0]:
                 break
-        return best, [share, *tried]
+        return tried
 
 
-def _duals(method: Corrected | Affine, parts: list, key: Key[Array, ""]) -> np.ndarray:
-    return np.array(
-        [
-            held_out_dual(method.fit(x, y, key), x_test, _some(y_test, len(y.points)))
-            for (x, x_test), (y, y_test) in parts
-        ]
-    )
-
-
-def _with(fitted: Any, numbers: dict[str, float | str], start: float, *messages: str) -> Any:
+def _with(fitted: Any, numbers: dict[str, float | int | str], start: float, *messages: str) -> Any:
     """A map with more numbers and messages, and the time since `start`."""
     fit = dataclasses.replace(
-        fitted.fit,
-        numbers=(*fitted.fit.numbers, *numbers.items()),
+        with_numbers(fitted.fit, numbers),
         messages=(*fitted.fit.messages, *messages),
         seconds=time.perf_counter() - start,
     )

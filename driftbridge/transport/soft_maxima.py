@@ -7,13 +7,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from driftbridge.runtime.products import product
+from driftbridge.transport.convex import newton_length
+from driftbridge.transport.gradient_map import second_moments
 
-# Most bisections of the length of a Newton step, and the share of the first slope that ends them.
-HALVINGS, CURVATURE = 20, 0.5
 # Gradients that differ by this, in units of the largest, are equal in float32.
 CLOSE = 1e-6
-# Products of coordinates of all points that are held at once: 64 MiB in float32.
-MOST_PRODUCTS = 1 << 24
 
 
 class SoftMaxima(eqx.Module):
@@ -37,8 +35,7 @@ class SoftMaxima(eqx.Module):
     share: Float[Array, ""]
 
     def logits(self, x: Float[Array, "n dim"]) -> Float[Array, "n members groups"]:
-        flat = self.points.reshape(-1, self.points.shape[-1])
-        values = product(x, flat.T).reshape(-1, *self.offsets.shape) + self.offsets[None]
+        values = product(x, self._flat.T).reshape(-1, *self.offsets.shape) + self.offsets[None]
         return values / self.temperatures[None, None]
 
     def value(self, x: Float[Array, "n dim"]) -> Float[Array, " n"]:
@@ -53,8 +50,7 @@ class SoftMaxima(eqx.Module):
         self, p: Float[Array, "n members groups"], v: Float[Array, "n dim"]
     ) -> Float[Array, "n dim"]:
         """The Hessian times `v`, at points with softmax `p`."""
-        flat = self.points.reshape(-1, self.points.shape[-1])
-        along = product(v, flat.T).reshape(p.shape)
+        along = product(v, self._flat.T).reshape(p.shape)
         along = along - jnp.sum(p * along, axis=1, keepdims=True)
         return self._combined(p * along / self.temperatures[None, None], v)
 
@@ -63,20 +59,18 @@ class SoftMaxima(eqx.Module):
         p = jax.nn.softmax(self.logits(x), axis=1)
         root = jnp.sqrt(self.share / self.temperatures)
         means = jnp.einsum("njg,jgd->ngd", p, self.points * root[None, :, None])
-        flat = self.points.reshape(-1, self.points.shape[-1])
         weights = (p * root[None, None] ** 2).reshape(len(x), -1)
-        if flat.size * flat.shape[1] <= MOST_PRODUCTS:
-            products = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
-            second = product(weights, products).reshape(-1, *self.matrix.shape)
-        else:  # row by row, without an array of all products of coordinates
-            second = lax.map(lambda row: product((flat * row[:, None]).T, flat), weights)
+        second = second_moments(weights, self._flat)
         return self.matrix[None] + second - product(jnp.swapaxes(means, 1, 2), means)
+
+    @property
+    def _flat(self) -> Float[Array, "m dim"]:
+        return self.points.reshape(-1, self.points.shape[-1])
 
     def _combined(
         self, p: Float[Array, "n members groups"], x: Float[Array, "n dim"]
     ) -> Float[Array, "n dim"]:
-        flat = self.points.reshape(-1, self.points.shape[-1])
-        return product(x, self.matrix) + self.share * product(p.reshape(len(x), -1), flat)
+        return product(x, self.matrix) + self.share * product(p.reshape(len(x), -1), self._flat)
 
 
 def conjugate_points(
@@ -84,16 +78,17 @@ def conjugate_points(
 ) -> Float[Array, "n dim"]:
     """Points at which `x . y - phi(x)` is largest, by at most `num_steps` Newton steps from `y`.
 
-    Each takes a direction from `num_products` products of conjugate gradients, without a dense
-    Hessian, and bisects its length until the slope along it has fallen by half.
+    `inverse_gradient` with directions from `num_products` products of conjugate gradients, without
+    dense Hessians, for points that are asked for at every step of a training.
     """
-    scale = jnp.max(jnp.abs(y))
+    scale, nothing_done = jnp.max(jnp.abs(y)), jnp.zeros(len(y), bool)
 
     def step(state):
         count, x, residual = state
         p = jax.nn.softmax(phi.logits(x), axis=1)
         direction = _conjugate_gradients(phi, p, residual, num_products)
-        x = x - _length(phi, x, y, residual, direction)[:, None] * direction
+        length = newton_length(phi.gradient, y, x, residual, direction, nothing_done)
+        x = x - length[:, None] * direction
         return count + 1, x, phi.gradient(x) - y
 
     def goes_on(state):
@@ -101,26 +96,6 @@ def conjugate_points(
 
     start = jnp.zeros((), jnp.int32), y, phi.gradient(y) - y
     return lax.while_loop(goes_on, step, start)[1]
-
-
-def _length(phi: SoftMaxima, x: Array, y: Array, residual: Array, direction: Array) -> Array:
-    """How far each row goes along its direction, 1 where the slope there has fallen by half."""
-    slope = jnp.sum(direction * residual, axis=1)
-
-    def bisect(state):
-        count, low, high, length, is_found = state
-        at = jnp.sum(direction * (phi.gradient(x - length[:, None] * direction) - y), axis=1)
-        is_far, is_short = at < -CURVATURE * slope, at > CURVATURE * slope
-        high = jnp.where(is_far & ~is_found, length, high)
-        low = jnp.where(is_short & ~is_found, length, low)
-        is_found = is_found | ~(is_far | is_short) | (low >= 1)
-        return count + 1, low, high, jnp.where(is_found, length, (low + high) / 2), is_found
-
-    one = jnp.ones_like(slope)
-    start = jnp.zeros((), jnp.int32), 0 * one, one, one, one < 0
-    return lax.while_loop(lambda state: (state[0] < HALVINGS) & ~jnp.all(state[4]), bisect, start)[
-        3
-    ]
 
 
 def _conjugate_gradients(phi: SoftMaxima, p: Array, target: Array, count: int) -> Array:
