@@ -86,8 +86,9 @@ class Flow(Method):
 
     - `coupling`: a function of `(x, y, key=key)`, points or random rows of them in, a coupling
       out; None for `MinibatchOT` with batches of 256. Or a `Coupling`, which then is also what the
-      held-out loss is taken on. With conditions the function is given `condition` and
-      `source_condition` too, and None is for `ConditionalOT`.
+      held-out loss is taken on. Where points have weights the function is given `source_weights` or
+      `target_weights` too, with conditions `condition` and `source_condition`, and None is then
+      for `ConditionalOT`.
     - `held_out`: in `[0, 1)`, share of the points that are held out. Their pairs decide when
       training stops; and where the flow does not bring them closer to the target, in energy
       distance, than the affine map does, the affine map is what is returned. 0 trains to the end

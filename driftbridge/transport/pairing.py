@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -188,12 +187,11 @@ def independent(x: Any, y: Any, key: Key[Array, ""], **weights: Any) -> Independ
 
 
 def weights_of(source: Sample, target: Sample) -> dict[str, Any]:
-    """Weights as arguments of a coupling, None where they are equal."""
-    weights = (s.weights if np.ptp(s.weights) > 0 else None for s in (source, target))
-    return dict(zip(("source_weights", "target_weights"), weights, strict=True))
+    """Weights as arguments of a coupling, where they are not equal."""
+    named = {"source_weights": source.weights, "target_weights": target.weights}
+    return {name: weights for name, weights in named.items() if np.ptp(weights) > 0}
 
 
-@eqx.filter_jit
 def drawn(coupling: Coupling, key: Key[Array, ""]) -> tuple[Array, Array]:
     """Pairs from which scales are taken."""
     return coupling.pairs(key, 1024)

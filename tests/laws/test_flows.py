@@ -270,3 +270,22 @@ def test_a_coupling_of_other_draws_of_the_laws_is_taken():
         *mixture(400, 0), Flow(coupling=Independent(*mixture(500, 3)), training=none)
     )
     assert found.fit.converged
+
+
+def test_a_coupling_is_given_weights_where_there_are_some():
+    """A function of `(x, y, key=key)` is enough where points are alike."""
+    given = []
+
+    def plain(x, y, key):
+        return Independent(x, y)
+
+    def weighted(x, y, key, **weights):
+        given.extend(weights)
+        return Independent(x, y, **weights)
+
+    short = Training(num_steps=2, validate_every=2)
+    x, y = mixture(100, 0)
+    db.fit_map(x, y, Flow(coupling=plain, training=short))
+    heavy = np.arange(1.0, 101.0) / 5050
+    db.fit_map(x, y, Flow(coupling=weighted, training=short), target_weights=heavy)
+    assert set(given) == {"target_weights"}
