@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from driftbridge.samplers.saved import load as load_draws
-from driftbridge.transport.saved import load as load_map
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -16,4 +15,8 @@ def load(path: str | os.PathLike) -> Any:
 
     **Raises:** `StoreError` for a folder without draws, `MapFileError` for a file without a map.
     """
-    return load_map(path) if Path(path).is_file() else load_draws(path)
+    if not Path(path).is_file():
+        return load_draws(path)
+    from driftbridge.transport.saved import load as load_map
+
+    return load_map(path)

@@ -178,9 +178,23 @@ def test_numbers_have_the_digits_they_earn(column, value, error, text):
 
 def test_heavy_libraries_wait_for_their_use():
     code = (
-        "import sys, driftbridge.samplers.draws, driftbridge.plots, driftbridge.report;"
-        "heavy = ('matplotlib', 'arviz', 'pandas', 'xarray');"
+        "import sys, driftbridge, driftbridge.plots, driftbridge.report;"
+        "heavy = ('matplotlib', 'arviz', 'pandas', 'xarray', 'optax', 'driftbridge.transport');"
         "print([m for m in heavy if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]", out.stdout
+
+
+def test_maps_come_at_their_first_use():
+    code = (
+        "import driftbridge as db;"
+        "names = [n for n in dir(db) if not n.startswith('_')];"
+        "assert {'fit_map', 'fit_path', 'sample', 'transport'} <= set(names);"
+        "assert callable(db.fit_map) and callable(db.fit_path);"
+        "assert db.transport.fit_map is db.fit_map;"
+        "assert not [n for n in names if not hasattr(db, n)];"
+        "db.nothing"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "AttributeError: module 'driftbridge' has no attribute 'nothing'" in done.stderr

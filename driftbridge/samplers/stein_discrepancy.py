@@ -11,12 +11,7 @@ from driftbridge.runtime.dtypes import cast_floating, default_dtype
 from driftbridge.samplers import diagnostics
 from driftbridge.samplers.metric import DiagonalMetric, Metric
 from driftbridge.targets.base import Target
-from driftbridge.transport.goodness_of_fit import (
-    KSD,
-    centred_and_scores,
-    check,
-    stein_statistics,
-)
+from driftbridge.targets.stein import KSD, centred_and_scores, check, stein_statistics
 
 if TYPE_CHECKING:
     from driftbridge.samplers.draws import Draws

@@ -1,6 +1,7 @@
 """Maps, couplings and distances between data sets."""
 
 from driftbridge.runtime.training import Training as Training
+from driftbridge.targets.stein import KSD as KSD
 from driftbridge.transport.action_matching import ActionMatching as ActionMatching
 from driftbridge.transport.affine import Affine as Affine
 from driftbridge.transport.balancing import BalancedWeights as BalancedWeights
@@ -72,7 +73,6 @@ from driftbridge.transport.gaussian_fields import GaussianField as GaussianField
 from driftbridge.transport.gaussian_fields import Joint as Joint
 from driftbridge.transport.gaussian_fields import MixtureField as MixtureField
 from driftbridge.transport.gaussian_fields import Quantities as Quantities
-from driftbridge.transport.goodness_of_fit import KSD as KSD
 from driftbridge.transport.goodness_of_fit import goodness_of_fit as goodness_of_fit
 from driftbridge.transport.integration import Euler as Euler
 from driftbridge.transport.integration import Heun as Heun

@@ -19,8 +19,6 @@ BLOCK = 512
 ON_HOST = 2048
 # Dimensions up to which coordinates are subtracted, which then costs no more than a product.
 SUBTRACTED = 4
-# Points whose distances give the median.
-MEDIAN_OF = 1000
 
 
 def kernel_of_squares(kernel: str, q: Float[Array, "..."], bandwidth) -> Float[Array, "..."]:
@@ -111,20 +109,3 @@ def squared_distances(x: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Flo
     squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None]
     q = squares - 2 * product(x, y.T)
     return jnp.where(q > 8 * jnp.finfo(x.dtype).eps * squares, q, 0)
-
-
-def median_distance(points: Float[np.ndarray, "n dim"]) -> float:
-    """Median distance of points that differ, among at most 1000 evenly spaced rows.
-
-    **Raises:** `ValueError` if all are equal.
-    """
-    from scipy.spatial.distance import pdist
-
-    rows = np.unique(np.linspace(0, len(points) - 1, MEDIAN_OF).astype(int))
-    distances = pdist(points[rows].astype(np.float64))
-    if not np.any(distances > 0):
-        raise ValueError(
-            f"all {len(rows)} points looked at are equal: there is no median distance. Give a "
-            "bandwidth."
-        )
-    return float(np.median(distances[distances > 0]))

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from driftbridge.transport.kernel_sums import KERNELS, median_distance, off_diagonal_forms
+from driftbridge.runtime.spread import median_distance
+from driftbridge.transport.kernel_sums import KERNELS, off_diagonal_forms
 from driftbridge.transport.measures import two_samples
 from driftbridge.transport.points import Sample
 
