@@ -93,8 +93,8 @@ class Selected(Method):
     - the corrected entropic map at several regularisations: from the share of `Corrected` to a
       third of it, or else three times as much, as long as the dual falls;
     - the map of `Brenier` on top of the better affine map, where there are 300 points or more and
-      ten for each dimension. It must be better than the best of the others by two standard errors:
-      that each fold stops where its dual is least flatters it.
+      ten for each dimension. It must be better than the best of the others by a standard error, as
+      each fold stops where its dual is least, which flatters it.
 
     What is chosen is fitted to all points. `T.fit.numbers` has by how much the duals are below the
     affine map's. Of fewer than 16 points nothing can be held out, and the map is affine.
@@ -137,7 +137,7 @@ class Selected(Method):
         learned = Candidate(brenier, base.duals - np.array([member.gain for member in members]))
         numbers["brenier_gain"] = learned.gain_over(affine)[0]
         gain, error = learned.gain_over(best)
-        if not gain > 2 * error:
+        if not gain > error:
             return _with(best.method.fit(source, target, key), numbers, start)
         if max(len(source.points), len(target.points)) > MOST:
             return _with(brenier.fit(source, target, key), numbers, start)
