@@ -27,7 +27,7 @@ def cast_floating(tree: Tree, dtype) -> Tree:
         if isinstance(leaf, bool | int):
             return leaf
         if isinstance(leaf, float):
-            return jnp.asarray(leaf, dtype)
+            return jax.device_put(np.asarray(leaf, dtype))  # nothing is compiled
         if isinstance(leaf, jax.Array | np.ndarray | np.generic):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 return jax.lax.convert_element_type(jnp.asarray(leaf), dtype)

@@ -77,8 +77,7 @@ class Opening(NamedTuple):
     num_gradients: Int[Array, ""]
 
 
-@jax.jit
-def _try(target, sampler, adapt, initial, key, chains, attempt, positions, good, num_warmup):
+def _attempt(target, sampler, adapt, initial, key, chains, attempt, positions, good, num_warmup):
     """Chains with new positions where they are not `good`."""
     repaired = num_gradients = jnp.zeros((), jnp.int32)
     gathered = jnp.ones((), bool)
@@ -95,6 +94,11 @@ def _try(target, sampler, adapt, initial, key, chains, attempt, positions, good,
     values, usable = usable_positions(target, positions)
     begun = begin(target, sampler, adapt, positions, num_warmup)
     return Opening(begun, values, usable, repaired, gathered, num_gradients)
+
+
+_try = jax.jit(_attempt)
+# One evaluation of the density is over long before its code would be optimised.
+_try_once = jax.jit(_attempt, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def open_chains(
@@ -127,10 +131,11 @@ def open_chains(
     )
     count = np.int32(num_warmup)
     first = (target, sampler, adapt, initial, key, chains, np.int32(0), positions, good, count)
-    foreseen(jax.eval_shape(_try, *first).chains)
+    program = _try_once if initial is None or isinstance(initial, UniformStart) else _try
+    foreseen(jax.eval_shape(program, *first).chains)
     values = usable = good
     for attempt in range(ATTEMPTS):
-        opening = _try(
+        opening = program(
             target, sampler, adapt, initial, key, chains, np.int32(attempt), positions, good,
             count,
         )  # fmt: skip
