@@ -97,7 +97,8 @@ def _attempt(target, sampler, adapt, initial, key, chains, attempt, positions, g
 
 
 _try = jax.jit(_attempt)
-# One evaluation of the density is over long before its code would be optimised.
+# Optimising the code costs a quarter of a second; where the density is evaluated once, that of a
+# regression with 500 000 rows loses .02 s without it.
 _try_once = jax.jit(_attempt, compiler_options={"xla_backend_optimization_level": 0})
 
 
