@@ -52,7 +52,7 @@ from driftbridge.samplers import (
     RandomizedMidpointKinetic,
     Sampler,
 )
-from driftbridge.samplers.driver import advance_chunk, new_buffer
+from driftbridge.samplers.driver import chunk_program, new_buffer
 from driftbridge.samplers.high_order import ALIGN, QUICSORT, ShOULD
 from driftbridge.samplers.loop import BLOCK_BYTES, over_chains, unpack
 from driftbridge.samplers.opening import begin
@@ -115,7 +115,7 @@ class Kernel:
         """Take `count` steps, in chunks of the buffer's capacity."""
         while count > 0:
             chunk = min(count, self.capacity)
-            self.chains, self.buffer, _ = advance_chunk(
+            self.chains, self.buffer, _ = chunk_program()(
                 self.target,
                 self.chains,
                 self.buffer,

@@ -7,8 +7,12 @@ from jax import numpy as jnp
 
 from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.keys import as_key, chain_keys, streams
+from driftbridge.runtime.dtypes import cast_floating
 from driftbridge.runtime.threefry import fold_in, threefry, unit_floats
+from driftbridge.samplers import Gathering, Grouped, UniformStart
 from driftbridge.samplers.noise import normals, normals_and_uniforms
+from driftbridge.samplers.opening import proposals
+from driftbridge.targets import DiagonalGaussian
 
 
 def test_known_answers():
@@ -74,3 +78,27 @@ def test_a_known_key_inside_jit():
     key = jax.random.key(5)
     inside = jax.jit(lambda: jax.random.key_data(fold_in(key, 3)))()
     np.testing.assert_array_equal(inside, jax.random.key_data(jax.random.fold_in(key, 3)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "initial",
+    [UniformStart(0.7), Grouped(UniformStart(3.0), 3), Gathering(Grouped(UniformStart(), 2))],
+    ids=lambda initial: type(initial).__name__,
+)
+def test_starts_drawn_on_the_host_are_those_of_the_program(x64, initial, precision):
+    dtype = np.dtype(precision)
+    initial, key = cast_floating(initial, dtype), jax.random.key(3)
+    chains = np.arange(6, dtype=np.int32)
+    like, attempt = jnp.zeros(5, dtype), 2
+    target = DiagonalGaussian(jnp.zeros(5), jnp.ones(5))
+    expected = jax.jit(proposals)(target, initial, key, chains, np.int32(attempt), like)
+    watch = Compilations()
+    found = initial.known(key, chains, attempt, like.size, dtype)
+    assert watch.programs == 0 and found.dtype == dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_starts_of_another_generator_take_a_program():
+    key = jax.random.key(1, impl="rbg")
+    assert UniformStart().known(key, np.arange(2), 0, 3, np.float32) is None

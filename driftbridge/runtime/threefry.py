@@ -7,11 +7,13 @@ NumPy's arrays, where nothing is compiled. Keys of another generator than Threef
 `jax.random`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, UInt
 
@@ -28,13 +30,25 @@ def threefry(key: Words, counter: Words) -> Words:
     """
     schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
     a, b = counter[0] + schedule[0], counter[1] + schedule[1]
+    mix = _mix if isinstance(a, np.ndarray | np.generic) else _mix_traced
     for i in range(5):
         for rotation in _ROTATIONS[i % 2]:
-            a = a + b
-            b = a ^ ((b << np.uint32(rotation)) | (b >> np.uint32(32 - rotation)))
+            a, b = mix(a, b, np.uint32(rotation), np.uint32(32 - rotation))
         a = a + schedule[(i + 1) % 3]
         b = b + schedule[(i + 2) % 3] + np.uint32(i + 1)
     return a, b
+
+
+def _mix(a, b, left, right):
+    a = a + b
+    return a, a ^ ((b << left) | (b >> right))
+
+
+def _mix_traced(a, b, left, right):
+    # Tracing an operator takes twice as long as what it stands for.
+    a = lax.add(a, b)
+    rotated = lax.bitwise_or(lax.shift_left(b, left), lax.shift_right_logical(b, right))
+    return a, lax.bitwise_xor(a, rotated)
 
 
 # Traced once for each shape, however often a program draws.
@@ -55,10 +69,7 @@ def fold_in(key: Key[Array, ""], data: int | Numbers) -> Key[Array, "..."]:
         return jax.random.wrap_key_data(jnp.stack(words, axis=-1), impl="threefry2x32")
     # NumPy warns of scalars that overflow, and lets arrays wrap around.
     number = np.reshape(np.asarray(data, np.uint32), (-1,))
-    # Also inside `jit`, where a key that the function closes over is known all the same.
-    with jax.ensure_compile_time_eval():
-        known = np.asarray(jax.random.key_data(key))
-    words = threefry((known[:1], known[1:]), (np.zeros_like(number), number))
+    words = threefry(known_words(key), (np.zeros_like(number), number))
     found: Any = np.stack(words, axis=-1).reshape(*np.shape(data), 2)
     return jax.random.wrap_key_data(found, impl="threefry2x32")
 
@@ -73,14 +84,41 @@ def unit_floats(key: Key[Array, ""], size: int, dtype) -> Float[Array, " size"]:
 def unit_floats_at(words: Words, count: UInt[Array, "..."], dtype) -> Float[Array, "..."]:
     """Entries number `count` of `unit_floats`, for the two words of a key or of many."""
     high, low = _traced(words, (jnp.zeros_like(count), count))
+    return lax.bitcast_convert_type(_mantissas(high, low, dtype), dtype) - np.ones((), dtype)
+
+
+def known_unit_floats(
+    key: Key[Array, ""], numbers: Sequence[Int[np.ndarray, " n"] | int], size: int, dtype
+) -> Float[np.ndarray, "n size"]:
+    """`unit_floats` of a known key with each of `numbers` folded in, one after the other.
+
+    On the host, where nothing is traced or compiled; the numbers are those of `unit_floats`.
+    """
+    words = known_words(key)
+    for number in numbers:
+        number = np.reshape(np.asarray(number, np.uint32), (-1,))
+        words = threefry(words, (np.zeros_like(number), number))
+    count = np.arange(size, dtype=np.uint32)[None]
+    high, low = threefry((words[0][:, None], words[1][:, None]), (np.zeros_like(count), count))
+    return _mantissas(high, low, dtype).view(dtype) - np.ones((), dtype)
+
+
+def _mantissas(high, low, dtype):
+    """The bits of numbers in [1, 2) with random mantissas, from two words of the generator."""
     info = jnp.finfo(dtype)
     bits = high ^ low
     if info.bits == 64:
-        bits = (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
-    # The bits of a number in [1, 2) with a random mantissa.
+        bits = (high.astype(np.uint64) << np.uint64(32)) | low.astype(np.uint64)
     one = np.ones((), dtype).view(bits.dtype)
-    mantissa = bits >> np.array(info.bits - info.nmant, bits.dtype)
-    return jax.lax.bitcast_convert_type(mantissa | one, dtype) - np.ones((), dtype)
+    return (bits >> np.array(info.bits - info.nmant, bits.dtype)) | one
+
+
+def known_words(key: Key[Array, ""]) -> Words:
+    """The two words of a known Threefry key, as arrays of NumPy of length one."""
+    # Also inside `jit`, where a key that the function closes over is known all the same.
+    with jax.ensure_compile_time_eval():
+        known = np.asarray(jax.random.key_data(key))
+    return known[:1], known[1:]
 
 
 def words_of(key: Key[Array, ""]) -> Words:

@@ -60,6 +60,9 @@ class Gathering(Initial):
     def propose(self, target, key, like):
         return self.start.propose(target, key, like)
 
+    def known(self, key, chains, attempt, dim, dtype):
+        return self.start.known(key, chains, attempt, dim, dtype)
+
     def source(self, chain):
         return self.start.source(chain)
 

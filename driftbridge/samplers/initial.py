@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from driftbridge.runtime.threefry import unit_floats
+from driftbridge.runtime.threefry import draws_here, known_unit_floats, unit_floats
 from driftbridge.samplers.metric import Metric
 from driftbridge.targets.base import Target
 from driftbridge.targets.leaves import check_positive
 
 # Draws tried for each chain before a start is given up.
 ATTEMPTS = 100
+
+
+Number = Int[Array, ""] | Int[np.ndarray, " chains"]
 
 
 class Started(NamedTuple):
@@ -47,6 +50,12 @@ class Initial(eqx.Module):
     ) -> Float[Array, "..."]:
         """One candidate."""
 
+    def known(
+        self, key: Key[Array, ""], chains: Int[np.ndarray, " chains"], attempt: int, dim: int, dtype
+    ) -> Float[np.ndarray, "chains dim"] | None:
+        """What `propose` gives all chains, drawn on the host; None where it takes a program."""
+        return None
+
     def gather(
         self, target: Target, key: Key[Array, ""], positions: Float[Array, "chains dim"]
     ) -> Started:
@@ -54,7 +63,7 @@ class Initial(eqx.Module):
         none = jnp.zeros((), jnp.int32)
         return Started(positions, None, None, none, jnp.ones((), bool), none)
 
-    def source(self, chain: Int[Array, ""]) -> Int[Array, ""]:
+    def source(self, chain: Number) -> Number:
         """Number of the random stream that chain `chain` takes its start from: its own."""
         return chain
 
@@ -80,6 +89,9 @@ class Grouped(Initial):
     def propose(self, target, key, like):
         return self.start.propose(target, key, like)
 
+    def known(self, key, chains, attempt, dim, dtype):
+        return self.start.known(key, chains // self.group_size, attempt, dim, dtype)
+
     def source(self, chain):
         return self.start.source(chain // self.group_size)
 
@@ -100,6 +112,12 @@ class UniformStart(Initial):
     def propose(self, target, key, like):
         unit = unit_floats(key, like.size, like.dtype).reshape(like.shape)
         return self.radius * (2 * unit - 1)
+
+    def known(self, key, chains, attempt, dim, dtype):
+        if not draws_here(key, dtype):
+            return None
+        unit = known_unit_floats(key, (chains, attempt), dim, dtype)
+        return np.asarray(self.radius, dtype) * (2 * unit - 1)
 
 
 def given_positions(target: Target, init, num_chains: int, dtype) -> np.ndarray:

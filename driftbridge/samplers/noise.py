@@ -75,14 +75,15 @@ def _numbers(size: int, rest: int, dtype: str) -> Callable:
 
     @jax.custom_batching.custom_vmap
     def of_many(words):
-        keys = words[0].shape
+        # One long axis of keys: XLA makes vectors of the innermost, which may be two steps.
+        flat = tuple(word.reshape(-1) for word in words)
 
         def draw(i, out):
-            count = jnp.full(keys, i.astype(jnp.uint32))
-            return lax.dynamic_update_index_in_dim(out, entries(words, count), i, 0)
+            count = jnp.full(flat[0].shape, i.astype(jnp.uint32))
+            return lax.dynamic_update_index_in_dim(out, entries(flat, count), i, 0)
 
-        empty = jnp.zeros((size + rest, *keys), dtype)
-        return jnp.moveaxis(lax.fori_loop(0, size + rest, draw, empty), 0, -1)
+        numbers = lax.fori_loop(0, size + rest, draw, jnp.zeros((size + rest, flat[0].size), dtype))
+        return numbers.T.reshape(*words[0].shape, size + rest)
 
     @of_one.def_vmap
     @of_many.def_vmap

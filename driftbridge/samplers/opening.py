@@ -78,12 +78,13 @@ class Opening(NamedTuple):
 
 
 def _attempt(target, sampler, adapt, initial, key, chains, attempt, positions, good, num_warmup):
-    """Chains with new positions where they are not `good`."""
+    """Chains with new positions where they are not `good`; none is new where that is None."""
     repaired = num_gradients = jnp.zeros((), jnp.int32)
     gathered = jnp.ones((), bool)
     if initial is not None:
-        proposed = proposals(target, initial, key, chains, attempt, positions[0])
-        positions = jnp.where(good[:, None], positions, proposed)
+        if good is not None:
+            proposed = proposals(target, initial, key, chains, attempt, positions[0])
+            positions = jnp.where(good[:, None], positions, proposed)
         # No chain has the number -1.
         own = fold_in(fold_in(key, jnp.int32(-1)), attempt)
         started = initial.gather(target, own, positions)
@@ -127,21 +128,23 @@ def open_chains(
         positions = np.zeros((num_chains, target.dim), dtype)
     else:
         initial, positions = None, given_positions(target, init, num_chains, dtype)
-    chains, positions, good = jax.device_put(
-        (np.arange(num_chains, dtype=np.int32), positions, np.zeros(num_chains, bool)), sharding
-    )
-    count = np.int32(num_warmup)
-    first = (target, sampler, adapt, initial, key, chains, np.int32(0), positions, good, count)
+    chains, count = np.arange(num_chains, dtype=np.int32), np.int32(num_warmup)
+    values = usable = np.zeros(num_chains, bool)
     program = _try_once if initial is None or isinstance(initial, UniformStart) else _try
-    foreseen(jax.eval_shape(program, *first).chains)
-    values = usable = good
     for attempt in range(ATTEMPTS):
-        opening = program(
-            target, sampler, adapt, initial, key, chains, np.int32(attempt), positions, good,
-            count,
+        good = None
+        if initial is not None:
+            known = initial.known(key, chains, attempt, target.dim, dtype)
+            good = usable if known is None else None
+            positions = positions if known is None else np.where(usable[:, None], positions, known)
+        laid = jax.device_put((chains, positions, good), sharding)
+        arguments = (
+            target, sampler, adapt, initial, key, laid[0], np.int32(attempt), *laid[1:], count,
         )  # fmt: skip
-        values, good = opening.values, opening.usable
-        usable = np.asarray(good)
+        if attempt == 0:
+            foreseen(jax.eval_shape(program, *arguments).chains)
+        opening = program(*arguments)
+        values, usable = opening.values, np.asarray(opening.usable)
         if usable.all():
             return opening
         if not searches:

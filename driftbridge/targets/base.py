@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -59,6 +60,12 @@ class Observations(NamedTuple):
     predict: Callable[[Key[Array, ""], dict], dict]
 
 
+# A user's model is traced once, however many programs and steps of a program differentiate it.
+@partial(jax.jit, inline=True)
+def _log_density(target, x):
+    return target.log_density(x)
+
+
 class Target(eqx.Module):
     """A density on flat vectors, known up to a constant.
 
@@ -87,13 +94,13 @@ class Target(eqx.Module):
 
     def score(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
         """Gradient of the log density."""
-        return jax.grad(self.log_density)(x)
+        return jax.grad(_log_density, argnums=1)(self, x)
 
     def value_and_score(
         self, x: Float[Array, " dim"]
     ) -> tuple[Float[Array, ""], Float[Array, " dim"]]:
         """Log density and its gradient, sharing what they share."""
-        return jax.value_and_grad(self.log_density)(x)
+        return jax.value_and_grad(_log_density, argnums=1)(self, x)
 
     def constrain(self, x: Float[Array, " dim"]) -> dict[str, Shaped[Array, "..."]]:
         """One position in the user's names, shapes and domains."""
