@@ -17,6 +17,17 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+    """Leave the quick part one case of every parametrised test: the others are slow."""
+    seen = set()
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function in seen:
+            item.add_marker("slow")
+        elif not item.get_closest_marker("slow"):
+            seen.add(function)
+
+
 @pytest.fixture
 def x64():
     """Run one test with float64 as the default dtype."""

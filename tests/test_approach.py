@@ -24,6 +24,7 @@ def starts(initial, target, dtype=jnp.float32):
     return jax.jit(over_chains(lambda key: initial.propose(target, key, like), CHAINS))(keys)
 
 
+@pytest.mark.slow
 def test_every_chain_reaches_the_bulk():
     # Steps that suit x > 0 are never accepted where x < 0, from whose far end (2 / 1e-4 = 2e4
     # standard deviations) half of the coordinates start.
@@ -36,6 +37,7 @@ def test_every_chain_reaches_the_bulk():
     assert 2 * after.max() < 60
 
 
+@pytest.mark.slow
 def test_dtype_and_shape_are_those_of_the_position(x64):
     target = db.from_density(two_scales, np.zeros(DIM), 0.01)
     for dtype in (jnp.float32, jnp.float64):

@@ -256,6 +256,7 @@ def test_a_seed_may_be_of_numpy():
     assert np.array_equal(of_numpy, first(3)[0]) and type(seed) is int
 
 
+@pytest.mark.slow
 def test_the_mesh_that_the_message_advises_works():
     mesh = jax.make_mesh((1,), ("chains",))
     whole = db.sample(TARGET, HMC(), num_chains=2, num_warmup=4, num_samples=4)

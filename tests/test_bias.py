@@ -102,6 +102,7 @@ def test_without_force_a_double_step_is_two_steps(name):
             np.testing.assert_allclose(one.velocity, two.velocity, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_random_time_of_a_double_step_is_uniform():
     first, second = jax.random.uniform(jax.random.key(0), (2, 20_000))
     is_early, uniform = jax.vmap(coarse_uniform)(first, second)
@@ -124,6 +125,7 @@ def test_methods_without_one_path_say_so(sampler, message):
         check_coupled(sampler)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUPLED)
 def test_noise_at_three_steps_keeps_its_dtype(name, x64):
     samplers = halvings(cast_floating(COUPLED[name], jnp.float32), 3)
@@ -217,6 +219,7 @@ def test_errors_are_true_over_many_seeds(name):
     assert 0.5 < np.sqrt(np.mean(scores**2)) < 1.6
 
 
+@pytest.mark.slow
 def test_the_result_says_what_is_seen():
     found = estimated("UBU")
     table = found.summary()
@@ -242,6 +245,7 @@ def test_few_chains_start_from_more_draws_and_the_length_follows_the_run():
     assert repr(draws.bias(key=6)) != repr(found)
 
 
+@pytest.mark.slow
 def test_a_step_beyond_the_extrapolation_is_told():
     # LMC at 1.9 / λ of one coordinate is stable there, with a variance of 20; at half the step it
     # has 1.9, at a quarter 1.3: not halved at all.
@@ -250,6 +254,7 @@ def test_a_step_beyond_the_extrapolation_is_told():
     assert any("do not shrink as h^1" in sentence for sentence in found.sentences)
 
 
+@pytest.mark.slow
 def test_float32_draws_stay_so_where_x64_is_on():
     draws = draw(BIASED["UBU"], num_samples=100)
     with jax.enable_x64(True):
@@ -276,6 +281,7 @@ def test_float64_draws_and_parameters_of_other_shapes():
     assert found.step_size == pytest.approx(float(step_size_of(draws.tuned)))
 
 
+@pytest.mark.slow
 def test_draws_without_a_bias_say_so():
     with pytest.raises(TypeError, match="MALA is adjusted"):
         draw(MALA(0.5), num_samples=10).bias()

@@ -98,6 +98,7 @@ def require_posterior(draws, weights=None, worth=4):
     assert np.all(np.abs(square - POSTERIOR_VARIANCE) < 5 * np.sqrt(2 / count) * POSTERIOR_VARIANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allowed")
 @pytest.mark.parametrize(
     "sampler",
@@ -245,6 +246,7 @@ def test_inner_kernel_of_nested_sampling(sampler):
     assert abs(found - LOG_EVIDENCE) < 5 * 2 * np.sqrt(information / count)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allowed")
 def test_positions_are_any_tree():
     def density(p):
@@ -279,6 +281,7 @@ def test_every_sampler_keeps_the_contract_of_a_kernel(name):
                 assert info.acceptance_rate.shape == info.num_gradients.shape == ()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_low_rank_metric_is_the_matrix_it_stands_for():
     rng = np.random.default_rng(0)
@@ -304,6 +307,7 @@ def test_theirs_through_ours_in_theirs():
     require_moments(run(algorithm(log_density, **parameters), 8000, initial_state=state)[0])
 
 
+@pytest.mark.slow
 def test_the_density_may_be_a_method_of_a_target():
     schools = db.targets.EightSchoolsNonCentered()
     state = as_blackjax(MALA())(schools.log_density).init(jnp.full(10, 0.1))
@@ -424,6 +428,7 @@ def test_a_stored_run_of_nuts_goes_on_bit_for_bit_and_another_compiles_nothing(t
     assert db.load(tmp_path / "run").tuned.facts == sampler.facts
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_blackjax():
     gaussian, position = target(), jnp.asarray([0.3, -0.2, 1.0])
     sampler = from_blackjax(blackjax.nuts, step_size=0.5)
@@ -455,6 +460,7 @@ def test_algorithms_that_cannot_be_samplers_are_named():
         from_blackjax(blackjax.adjusted_mclmc, integration_steps_params=[3])
 
 
+@pytest.mark.slow
 def test_blackjax_is_loaded_by_its_plug_in_alone():
     code = "import driftbridge, sys; assert 'blackjax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

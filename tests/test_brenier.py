@@ -48,6 +48,7 @@ def potential(dim=3, groups=5, members=4, seed=1):
     return SoftMaxima(*(jnp.asarray(part, jnp.result_type(float)) for part in parts))
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_value(x64):
     phi, x = potential(), jnp.asarray(np.random.default_rng(2).normal(size=(7, 3)))
     gradient = jax.grad(lambda x: jnp.sum(phi.value(x)))(x)
@@ -59,12 +60,14 @@ def test_derivatives_are_those_of_the_value(x64):
     np.testing.assert_allclose(phi.hessian_product(p, v), product, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_conjugate_points_have_the_gradient_asked_for(x64):
     y = jnp.asarray(3 * np.random.default_rng(3).normal(size=(50, 3)))
     found = conjugate_points(potential(), y, 12, 20)
     np.testing.assert_allclose(potential().gradient(found), y, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_dual_has_the_derivative_of_its_value(x64):
     """Along a direction of all parameters, by central differences of `E phi + E phi*`."""
     rng = np.random.default_rng(4)
@@ -98,6 +101,7 @@ def test_balanced_coordinates_keep_products_and_share_a_covariance():
     np.testing.assert_allclose(np.trace(np.cov(u.T)), 3, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_a_bent_map_is_found(fitted):
     """Held out it errs by less than half of what the best affine map does, the bend."""
     x, y = data()
@@ -110,6 +114,7 @@ def test_a_bent_map_is_found(fitted):
     assert [name for name, _ in fitted.fit.curves] == [f"fold {k}" for k in (1, 2, 3, 4)]
 
 
+@pytest.mark.slow
 def test_it_has_an_inverse_and_a_determinant(fitted):
     test = np.random.default_rng(6).normal(size=(200, 3)).astype(np.float32)
     np.testing.assert_allclose(fitted.inverse(fitted(test)), test, atol=1e-4)
@@ -126,6 +131,7 @@ def test_it_comes_back_from_a_file(fitted, tmp_path):
     np.testing.assert_array_equal(again(test), fitted(test))
 
 
+@pytest.mark.slow
 def test_folds_that_gain_nothing_are_the_affine_map(fitted, tmp_path):
     x, y = (side.astype(np.float32) for side in data())
     samples = [Sample(points, np.full(len(points), 1 / len(points))) for points in (x, y)]
@@ -158,6 +164,7 @@ def test_where_the_affine_map_is_right_little_is_added():
     assert apart < 0.1
 
 
+@pytest.mark.slow
 def test_draws_are_by_weight_and_never_padding():
     weights = np.where(np.arange(50) < 25, 3.0, 1.0) / 100
     sample = Weighted.of(np.arange(1.0, 51.0, dtype=np.float32)[:, None], weights)
@@ -203,6 +210,7 @@ def test_float64_and_float32_find_the_same_map(fitted, x64):
     assert np.mean((double(test) - single(test)) ** 2) < 0.01
 
 
+@pytest.mark.slow
 def test_frames_keep_their_columns(fitted):
     pandas = pytest.importorskip("pandas")
     x, y = (pandas.DataFrame(side, columns=["a", "b", "c"]) for side in data())

@@ -18,6 +18,7 @@ from benchmarks.calibration import (
 )
 
 
+@pytest.mark.slow
 def test_the_band_has_its_level():
     rng = np.random.default_rng(1)
     total, draws, runs = 60, 15, 1000
@@ -44,6 +45,7 @@ def test_ranks_that_are_not_uniform_leave_the_band(shape):
     assert band_p_value(ranks, 63) < 1e-4
 
 
+@pytest.mark.slow
 def test_exact_draws_have_the_moments_of_the_conjugate_posterior(x64):
     model, _ = with_data(MODELS["linear"], jax.random.key(3))
     keys = jax.random.split(jax.random.key(4), 66)
@@ -72,6 +74,7 @@ def by_wide(model, key, replications):
     return ranks_of(model, wide_draws, None, key, replications), CHAINS
 
 
+@pytest.mark.slow
 def test_rows_have_their_verdicts(capsys):
     rows = [
         ("linear", "exact draws", by_exact, True),

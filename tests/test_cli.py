@@ -50,6 +50,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_draws_command_and_report(folder):
     draws = db.load(folder / "done")
     assert draws.positions.shape == (4, 800, 2)
@@ -58,6 +59,7 @@ def test_a_run_leaves_draws_command_and_report(folder):
     assert command["sampler"] == "JitteredHMC" and command["draws"] == 800
 
 
+@pytest.mark.slow
 def test_auto_goes_on_until_the_ensemble_has_converged(folder, tmp_path):
     out = tmp_path / "auto"
     result = run("sample", folder / "models.py:gauss", "--chains", "16", "--out", out)
@@ -70,6 +72,7 @@ def test_auto_goes_on_until_the_ensemble_has_converged(folder, tmp_path):
     assert np.array_equal(db.load(out).positions, before)
 
 
+@pytest.mark.slow
 def test_report_is_made_again(folder):
     (folder / "done" / "report.html").unlink()
     result = run("report", folder / "done")
@@ -78,6 +81,7 @@ def test_report_is_made_again(folder):
     assert (folder / "done" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_resume_goes_on_bit_for_bit(folder, tmp_path, monkeypatch):
     def interrupting(_):
         def report(at):
@@ -102,6 +106,7 @@ def test_resume_goes_on_bit_for_bit(folder, tmp_path, monkeypatch):
     assert json.loads((out / "command.json").read_text())["draws"] == 1000
 
 
+@pytest.mark.slow
 def test_interruption_in_warm_up_says_how_to_go_on(folder, tmp_path, monkeypatch):
     def interrupting(_):
         def report(at):
@@ -120,6 +125,7 @@ def test_interruption_in_warm_up_says_how_to_go_on(folder, tmp_path, monkeypatch
     assert np.array_equal(db.load(out).positions, db.load(folder / "done").positions)
 
 
+@pytest.mark.slow
 def test_too_few_draws_exit_with_three(folder, tmp_path):
     out = tmp_path / "few"
     result = run(
@@ -278,6 +284,7 @@ def test_resume_refuses_what_is_another_run(folder, tmp_path):
     assert "is not the one of the run" in refused("resume", run_of_own, "--draws", "900")
 
 
+@pytest.mark.slow
 def test_resume_refuses_changed_files(folder, tmp_path):
     own, out = tmp_path / "models.py", tmp_path / "run"
     own.write_text(MODELS)
@@ -345,6 +352,7 @@ def linear_regression():
     return table, regressions.regression("linear", table, "y", ["a", "b"], "gaussian")
 
 
+@pytest.mark.slow
 def test_regression_is_told_in_the_units_of_the_data(x64):
     """Its likelihood is that of the data's own columns, by the normal density written out."""
     table, target = linear_regression()
@@ -370,6 +378,7 @@ def test_regression_is_told_in_the_units_of_the_data(x64):
     np.testing.assert_allclose((again - refitted) / other["scale"], residuals, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_regression_scores_are_those_of_its_density(x64):
     _, target = linear_regression()
     x = jnp.asarray([0.1, 0.7, -0.4, -0.2])

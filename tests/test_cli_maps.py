@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_fit_leaves_a_map_and_its_page(folder):
     fitted = db.load(folder / "map.npz")
     assert fitted.fit.columns == ("u", "v")
@@ -50,6 +51,7 @@ def test_apply_keeps_other_columns(folder, ending):
     assert np.allclose(read(back)[["u", "v"]], before[["u", "v"]], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_arrays(folder):
     where = folder / "arrays.npz"
     arguments = ("fit", folder / "source.npy", folder / "target.npy", "-o", where)
@@ -59,11 +61,13 @@ def test_arrays(folder):
     assert np.load(out).shape == (80, 2)
 
 
+@pytest.mark.slow
 def test_report_of_a_map(folder):
     result = run("report", folder / "map.npz", folder / "source.csv", folder / "target.csv")
     assert result.exit_code == 0 and "W2 to the target" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_fit_that_did_not_converge_exits_3(folder, monkeypatch):
     from driftbridge.transport import Corrected, fit
 

@@ -20,6 +20,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_path_and_its_picture(folder):
     days = [folder / f"day{k}.csv" for k in range(3)]
     result = run("fit-path", *days, "--times", "0,1,3", "-o", folder / "path.npz", "--steps", "50")

@@ -52,6 +52,7 @@ def test_log_det_is_that_of_the_jacobian(name, x64):
     np.testing.assert_allclose(c.log_det(z), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VECTORS)
 def test_batches_of_vectors_are_independent(name, x64):
     c = VECTORS[name]

@@ -90,6 +90,7 @@ def test_the_cost_falls_to_the_optimum_as_batches_grow():
     assert found[1] - optimum > 2 * (found[2] - optimum) > 0
 
 
+@pytest.mark.slow
 def test_entropic_batches_lie_between_optimal_and_independent_pairs():
     x, y = clouds(128, 2)
     optimal, near, far = (MinibatchOT(x, y, 64, epsilon, pool=8) for epsilon in (0.0, 0.02, 1e4))
@@ -118,6 +119,7 @@ def test_a_function_is_drawn_afresh():
     assert len(np.unique(np.asarray(coupling.pool_rows))) == 60
 
 
+@pytest.mark.slow
 def test_corruption_costs_what_its_noise_does():
     rng = np.random.default_rng(3)
     y = rng.normal(size=(2000, 4)) * [1, 2, 3, 4] + 5
@@ -197,6 +199,7 @@ def labelled(n=1000):
     return rng.normal(size=(n, 2)), y, label
 
 
+@pytest.mark.slow
 def test_classes_do_not_skew_the_source():
     x, y, label = labelled()
     kept = ConditionalOT(x, y, label, batch_size=50, pool=80)
@@ -260,6 +263,7 @@ def test_the_global_plan_keeps_its_account():
     assert abs(cost - expected) < 5 * deviation / np.sqrt(n) + 1e-3 * costs.max()
 
 
+@pytest.mark.slow
 def test_semidiscrete_pairs_are_out_of_sample_and_optimal():
     y = np.array([[-1.0], [1.0], [2.0]], np.float32)
     coupling = SemidiscreteCoupling(lambda key, n: jax.random.normal(key, (n, 1)), y)
@@ -269,6 +273,7 @@ def test_semidiscrete_pairs_are_out_of_sample_and_optimal():
     assert np.all(np.diff(x1[np.argsort(x0)]) >= 0)
 
 
+@pytest.mark.slow
 def test_a_pool_holds_pairs_of_its_coupling():
     x = np.arange(10, dtype=np.float32)[:, None]
     pool = Pooled(Paired(x, -x), 100, batch=30)

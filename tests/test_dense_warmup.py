@@ -11,6 +11,7 @@ from driftbridge.samplers.welford import add_batch, no_moments, shrunk_covarianc
 from driftbridge.targets import DenseGaussian
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_moments_of_batches_are_those_of_all():
     x = np.random.default_rng(0).normal(size=(20, 4, 3)) + 1e6
@@ -24,11 +25,13 @@ def test_moments_of_batches_are_those_of_all():
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_what_does_not_vary_leaves_the_previous_metric():
     moments = add_batch(no_moments(2, jnp.float32, dense=True), jnp.ones((9, 2)), jnp.asarray(True))
     np.testing.assert_array_equal(shrunk_covariance(moments, 3 * jnp.eye(2)), 3 * np.eye(2))
 
 
+@pytest.mark.slow
 def test_a_dense_warmup_whitens_a_correlated_gaussian():
     dim, condition = 6, 1e4
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, dim)))[0]

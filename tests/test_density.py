@@ -46,6 +46,7 @@ def evaluate(target, x):
     return target.log_density(x), target.score(x)
 
 
+@pytest.mark.slow
 def test_names_shapes_and_round_trip(x64):
     t = target()
     assert t.dim == 7
@@ -61,6 +62,7 @@ def test_names_shapes_and_round_trip(x64):
     np.testing.assert_array_equal(t.unconstrain(nested), t.unconstrain(parameters))
 
 
+@pytest.mark.slow
 def test_density_is_the_users_plus_the_jacobian(x64):
     t, x = target(), jnp.asarray(X)
     p = t.constrain(x)
@@ -105,6 +107,7 @@ def test_construction_compiles_nothing():
     assert compilations.programs == 0
 
 
+@pytest.mark.slow
 def test_vmap_over_positions_and_over_data():
     xs = jnp.asarray(np.stack([X, X + 1, X - 1]), jnp.float32)
     t = target()
@@ -116,6 +119,7 @@ def test_vmap_over_positions_and_over_data():
     np.testing.assert_allclose(both[1], target(1).log_density(xs[0]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_float32_positions_stay_float32_under_x64(x64):
     x = jnp.asarray(X, jnp.float32)
     t = cast_floating(target(), x.dtype)
@@ -140,6 +144,7 @@ def test_a_module_as_density_has_its_arrays_as_leaves():
     assert evaluated == [-1.0, -2.0]
 
 
+@pytest.mark.slow
 def test_numpyro_constraints_are_accepted(x64):
     from numpyro.distributions import constraints as foreign
 

@@ -188,6 +188,7 @@ def test_trees_and_tables(good):
     assert frame["tau"][1001] == good.parameters["tau"][1, 1]
 
 
+@pytest.mark.slow
 def test_predictions_share_no_key_with_the_run():
     class Keys(Schools):
         @property

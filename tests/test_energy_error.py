@@ -46,6 +46,7 @@ def test_error_of_langevin_is_the_log_metropolis_ratio():
     assert float(info.energy_error) == pytest.approx(-float(ratio), abs=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_error_of_a_splitting_is_that_of_its_kicks_and_drift():
     h, u, target = 0.5, 1.8, LogCosh(3)
@@ -88,6 +89,7 @@ def test_variance_of_the_error_measures_the_bias(sampler):
     assert per_dimension == pytest.approx(4 * bias**3, rel=3 * bias)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("friction", [1.3, 500.0], ids=["inertial", "overdamped"])
 def test_error_of_exponential_euler_measures_its_bias(friction):
@@ -109,6 +111,7 @@ def test_error_of_exponential_euler_measures_its_bias(friction):
     assert mean == pytest.approx(bias, rel=2 * bias + 0.01 * np.sqrt(1.5 * curvature))
 
 
+@pytest.mark.slow
 def test_an_error_of_exponential_euler_below_rounding_is_none():
     # In float32 the potential of 1e6 is known to 0.06 only.
     sampler = KLMC(1e-4, 10.0)
@@ -121,6 +124,7 @@ def test_an_error_of_exponential_euler_below_rounding_is_none():
 QUICK = ("KLMC", "OBABO", "PoissonMidpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in UNADJUSTED]
 )
@@ -136,6 +140,7 @@ def test_errors_come_with_one_more_gradient(name):
     np.testing.assert_allclose(info.energy_error, error, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_errors_in_a_metric_are_those_in_its_coordinates():
     scale = jnp.asarray([0.5, 2.0, 7.0])
@@ -184,6 +189,7 @@ def test_samplers_that_have_an_energy_error_are_refused(sampler, cure):
         WithEnergyError(sampler)
 
 
+@pytest.mark.slow
 def test_a_refused_step_redraws_the_velocity_and_keeps_the_rest():
     sampler, target = WithEnergyError(OBABO(0.1)), LogCosh(3)
     state = sampler.init(target, jnp.asarray(START))

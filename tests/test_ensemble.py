@@ -37,6 +37,7 @@ def test_geometric_mean_is_its_definition():
     np.testing.assert_allclose(mean @ b @ mean, a, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_metric_of_a_gaussian_is_exact_from_few_draws():
     covariance, precision = rotated(8, 1e3)
@@ -50,6 +51,7 @@ def test_metric_of_a_gaussian_is_exact_from_few_draws():
     np.testing.assert_allclose(metric.cholesky @ metric.inverse_cholesky, np.eye(8), atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_diagonal_metric_of_independent_coordinates_is_exact():
     scale = np.geomspace(1e-3, 1e3, 6)
@@ -60,12 +62,14 @@ def test_diagonal_metric_of_independent_coordinates_is_exact():
     np.testing.assert_allclose(metric.scale, scale, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_that_stand_still_leave_the_metric():
     still = jnp.ones((10, 3))
     metric = fisher_metric(first_metric(still[0]), still, still, jnp.ones(10, bool), jnp.ones(()))
     np.testing.assert_allclose(metric.cholesky, np.eye(3), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_order_statistics():
     values = jnp.asarray([3.0, jnp.inf, 1.0, 1.0, 2.0])
     assert float(middle(values)) == 2
@@ -75,6 +79,7 @@ def test_order_statistics():
     assert float(quantile(uniform, 0.99)) == pytest.approx(expected, abs=5 / 4001)
 
 
+@pytest.mark.slow
 def test_lost_chains_take_the_places_of_others():
     density = jnp.asarray([-1.0, -500.0, -1.5, -0.5, jnp.nan, -1.0])
     lost = lost_chains(density, 2, jnp.ones(6))
@@ -91,6 +96,7 @@ def gaussian():
     return DenseGaussian(*(np.asarray(a, np.float32) for a in single))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0.1, 30.0, 1e4])
 def test_ensemble_ends_its_warmup_and_draws_the_law(gaussian, radius):
     draws = db.sample(
@@ -139,6 +145,7 @@ def test_a_run_that_died_after_its_warmup_ended_by_itself_goes_on(gaussian, tmp_
     assert resumed.metadata["num_warmup"] == whole.metadata["num_warmup"] < 640
 
 
+@pytest.mark.slow
 def test_an_ensemble_that_does_not_agree_says_so():
     draws = db.sample(NealFunnel(5), num_chains=16, num_samples=128, num_warmup=48, key=0)
     found = {finding.name: finding for finding in draws.warnings}
@@ -160,6 +167,7 @@ def spiked(dim: int, outliers: int, largest: float):
     return identity + basis * (values - 1) @ basis.T, identity + basis * (1 / values - 1) @ basis.T
 
 
+@pytest.mark.slow
 def test_low_rank_metric_finds_the_outliers_of_a_spectrum():
     dim, draws = 300, 600
     covariance, precision = spiked(dim, 4, 1e5)
@@ -175,6 +183,7 @@ def test_low_rank_metric_finds_the_outliers_of_a_spectrum():
     assert values[-1] / values[0] < 30
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_low_rank_metric_of_scaled_coordinates_is_exact():
     scale = np.geomspace(0.1, 10, 300)

@@ -112,6 +112,7 @@ def evaluated(family, prior, d=D):
         return target, np.asarray(x), jax.tree.map(np.asarray, run(target, x))
 
 
+@pytest.mark.slow
 @every_pair
 def test_density_and_likelihood_are_those_written_out(family, prior):
     target, x, ours = evaluated(family, prior)
@@ -180,6 +181,7 @@ def test_float32_positions_give_float32(family, prior, enabled):
         assert {part.dtype for part in jax.tree.leaves(out)} == {np.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_large_predictors_and_counts_keep_their_digits_in_float32():
     rng = np.random.default_rng(2)
     X = rng.normal(size=(N, 1))
@@ -205,6 +207,7 @@ def test_large_predictors_and_counts_keep_their_digits_in_float32():
         np.testing.assert_allclose(poisson.log_density(jnp.asarray(beta)), exact, atol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_derivatives_of_the_score_agree_in_every_mode(x64, family):
     @jax.jit
@@ -219,6 +222,7 @@ def test_derivatives_of_the_score_agree_in_every_mode(x64, family):
         np.testing.assert_allclose(mode, hessian, atol=1e-10)  # float64, entries near 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["logistic", "student"])
 def test_vmap_over_data_and_over_both(x64, family):
     targets = [model(family, "horseshoe", seed=seed) for seed in (3, 4)]
@@ -245,6 +249,7 @@ def test_vmap_over_data_and_over_both(x64, family):
         np.testing.assert_allclose(crossed[i], exact, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_batched_score_is_two_matrix_products():
     target = model("linear", "horseshoe")
     x = positions(target, chains=6)
@@ -271,6 +276,7 @@ def test_nothing_is_compiled_by_construction_nor_for_new_data():
     assert len(COMPILED) == before and run._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predictions_have_the_mean_of_their_law(family):
     target = model(family, "gaussian", n=500)
@@ -354,6 +360,7 @@ def test_bad_input_is_refused_with_value_and_cure(arguments, options, message):
         GLM(*arguments, **{"family": "logistic", "prior": "gaussian", **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan])
 @pytest.mark.parametrize(
     "law", [priors.Gaussian, priors.Laplace, priors.Horseshoe, priors.HalfCauchy, priors.HalfNormal]

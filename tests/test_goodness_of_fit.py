@@ -11,6 +11,7 @@ from driftbridge.transport.goodness_of_fit import goodness_of_fit
 PLANE = DiagonalGaussian(np.zeros(2, np.float32))
 
 
+@pytest.mark.slow
 def test_it_is_the_discrepancy_of_draws_with_a_sign_each():
     x = np.random.default_rng(0).normal(size=(80, 2)).astype(np.float32)
     found = goodness_of_fit(PLANE, x, key=3)

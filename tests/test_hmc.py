@@ -82,6 +82,7 @@ class Logarithmic(Target):
         return self.log_density(x), self.score(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler", [HMC(), JitteredHMC(), MALT()], ids=lambda sampler: type(sampler).__name__
 )

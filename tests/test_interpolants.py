@@ -84,6 +84,7 @@ def missed(field, truth, key=0, n=4000):
     return found
 
 
+@pytest.mark.slow
 def test_the_field_is_learned(fitted):
     truth = known()
     (velocity, of_velocity), (score, of_score) = missed(fitted.field, truth)
@@ -96,6 +97,7 @@ def test_the_field_is_learned(fitted):
     assert missed(zero, truth)[0][0] > 0.2 * of_velocity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, lambda t: 2 * (1 - t)])
 def test_draws_have_the_law_whatever_the_volatility(fitted, epsilon):
     changed = dataclasses.replace(fitted, epsilon=epsilon)
@@ -109,6 +111,7 @@ def test_draws_have_the_law_whatever_the_volatility(fitted, epsilon):
     assert np.sqrt(np.mean((back - np.sort(normal(4000, seed=8)[:, 0])) ** 2)) < 0.15
 
 
+@pytest.mark.slow
 def test_no_volatility_is_the_flow(fitted):
     still = dataclasses.replace(fitted, epsilon=0.0, num_noisy_steps=100)
     x = normal(50, seed=2)
@@ -116,6 +119,7 @@ def test_no_volatility_is_the_flow(fitted):
     np.testing.assert_allclose(still.sample(0, x, 3)[:, 1], fitted(x), atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_row_is_drawn_alike_whatever_is_beside_it(fitted):
     x = normal(40, seed=3)
     whole = fitted.sample(7, x, 3)
@@ -126,6 +130,7 @@ def test_a_row_is_drawn_alike_whatever_is_beside_it(fitted):
     assert np.ptp(whole[0]) > 1e-3 and not np.allclose(whole, fitted.sample(8, x, 3))
 
 
+@pytest.mark.slow
 def test_velocity_score_and_times(fitted):
     x = normal(6, seed=4)
     assert fitted.velocity(0.5, x).shape == fitted.score(0.5, x).shape == (6, 1)
@@ -137,6 +142,7 @@ def test_velocity_score_and_times(fitted):
     np.testing.assert_allclose(fitted.inverse(fitted(x)), x, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_map_is_kept(tmp_path):
     made = known().map(epsilon=0.5, num_steps=10)
     loaded, x = db.load(made.save(tmp_path / "map")), normal(5)
@@ -144,6 +150,7 @@ def test_a_map_is_kept(tmp_path):
     np.testing.assert_array_equal(loaded.sample(1, x), made.sample(1, x))
 
 
+@pytest.mark.slow
 def test_a_second_fit_and_another_volatility_compile_nothing(fitted):
     method = Interpolant(network=SMALL, training=QUICK)
     for use in (fitted, lambda x: fitted.sample(0, x)):
@@ -155,6 +162,7 @@ def test_a_second_fit_and_another_volatility_compile_nothing(fitted):
     assert compilations.programs == 0
 
 
+@pytest.mark.slow
 def test_a_volatility_is_suggested(fitted):
     truth = dataclasses.replace(fitted, field=known())
     pairs = Independent(normal(seed=10), two_modes(seed=11))
@@ -197,6 +205,7 @@ def test_every_path_is_learned(name):
         assert np.sqrt(np.mean(off**2)) < 0.19 * fresh.std()  # as above
 
 
+@pytest.mark.slow
 def test_float32_data_stay_float32_where_float64_is_on(x64):
     training = dataclasses.replace(QUICK, num_steps=2, validate_every=1)
     # A path that has tables of its own, in float64.
@@ -207,6 +216,7 @@ def test_float32_data_stay_float32_where_float64_is_on(x64):
     assert found(normal(5)).dtype == found.sample(0, normal(5)).dtype == np.float32
 
 
+@pytest.mark.slow
 def test_without_a_step_it_is_the_interpolant_of_gaussians():
     training = dataclasses.replace(QUICK, num_steps=0)
     y = 2 + 3 * normal(4000, seed=12)
@@ -218,6 +228,7 @@ def test_without_a_step_it_is_the_interpolant_of_gaussians():
     assert abs(draws.std() / 3 - 1) < 5 * (2 / 8000) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_mirror_draws_anew():
     x, y = two_modes(seed=1), two_modes(seed=2)
     training = dataclasses.replace(QUICK, num_steps=300)
@@ -228,6 +239,7 @@ def test_a_mirror_draws_anew():
     assert np.mean((found(x) - x) ** 2) < 0.01 * np.var(x)
 
 
+@pytest.mark.slow
 def test_without_noise_there_is_a_flow_and_nothing_is_drawn():
     training = dataclasses.replace(QUICK, num_steps=0)
     found = db.fit_map(
@@ -303,6 +315,7 @@ def test_what_cannot_be_is_refused(make, says):
         make()
 
 
+@pytest.mark.slow
 def test_both_networks_go_on_from_checkpoints_of_their_own(tmp_path):
     x, y = (np.random.default_rng(k).normal(size=(80, 2)).astype(np.float32) for k in range(2))
     training = Training(num_steps=6, batch_size=16, checkpoint=tmp_path / "state.npz")

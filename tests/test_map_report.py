@@ -57,6 +57,7 @@ def test_a_map_that_is_not_optimal_costs_more():
     assert report.optimal.lower == pytest.approx(report.optimal.upper, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_sentences():
     x, y = clouds(120, 0)
     stopped = db.fit_map(x, y, Corrected(tolerance=1e-5, max_iterations=2))
@@ -99,6 +100,7 @@ def test_an_interval_closed_to_rounding_is_certified_to_nothing(reported, tmp_pa
     assert "certified within 0 %" in page
 
 
+@pytest.mark.slow
 def test_a_flow_says_how_points_move(tmp_path):
     x, y = clouds(120, 3)
     fitted = db.fit_map(x, y, Flow(training=Training(num_steps=5, batch_size=16)))
@@ -112,6 +114,7 @@ def test_a_flow_says_how_points_move(tmp_path):
     assert "Curvature" in page and "Rotation" in page
 
 
+@pytest.mark.slow
 def test_losses_are_drawn_of_what_is_trained(reported, tmp_path):
     with pytest.raises(ValueError, match="are not trained"):
         map_plots.losses(reported[1])

@@ -29,6 +29,7 @@ def frames():
     return pandas.DataFrame(x, columns=["a", "b"]), pandas.DataFrame(y, columns=["b", "a"])
 
 
+@pytest.mark.slow
 def test_arrays_stay_what_they_are(fitted):
     x, _ = clouds()
     whole = fitted(x)
@@ -74,6 +75,7 @@ def test_dtype_is_that_of_the_data():
     assert db.fit_map(x.astype(float), y.astype(float), "affine").dtype == np.float32
 
 
+@pytest.mark.slow
 def test_blocks_do_not_show(fitted, monkeypatch):
     from driftbridge.transport import streaming
 

@@ -32,6 +32,7 @@ def flow(field):
 POINTS = np.random.default_rng(0).normal(size=(200, 2))
 
 
+@pytest.mark.slow
 def test_a_turn_is_all_rotation(x64):
     found = motion(flow(Turning()), POINTS)
     # Speed pi / 2 |x|, and a distance of 2^(1/2) |x|.
@@ -43,6 +44,7 @@ def test_a_turn_is_all_rotation(x64):
     assert found.steps == 2
 
 
+@pytest.mark.slow
 def test_a_gradient_has_no_rotation_and_its_speed_counts(x64):
     found = motion(flow(Shifting()), POINTS)
     # int (2 t)^2 dt = 4 / 3.
@@ -51,6 +53,7 @@ def test_a_gradient_has_no_rotation_and_its_speed_counts(x64):
     assert found.rotation == 0 and found.steps == 1
 
 
+@pytest.mark.slow
 def test_pictures_are_written(tmp_path):
     places = flow(Turning()).trajectory(POINTS.astype(np.float32), np.linspace(0, 1, 5))
     path_plots.trajectories(places, POINTS).savefig(tmp_path / "paths.png", dpi=40)

@@ -14,6 +14,7 @@ def points(n=40, dim=3, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(n, dim)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [MLP(8, 2), ResidualMLP(8, 2)])
 def test_a_network_begins_as_zero_and_takes_one_time_or_many(x64, architecture):
     network = architecture.build(KEY, 3, 2, np.float64)
@@ -35,6 +36,7 @@ def test_a_condition_is_seen(x64):
     assert np.abs(zero - one).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_an_input_convex_network_is_convex_at_every_time(x64, strength):
     network = InputConvex(16, 2, strength=strength).build(KEY, 3, 1, np.float64)

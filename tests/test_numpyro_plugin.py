@@ -252,6 +252,7 @@ def test_just_works(name, item, capsys):
         jax.clear_caches()  # XLA fails after some hundred of such programs in one process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["JitteredHMC", pytest.param("UBU", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("x64")
 def test_transitions_are_those_of_run(name):
@@ -325,6 +326,7 @@ def test_chain_methods_agree(names):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_second_run_compiles_nothing(monkeypatch):
     """With the progress bar, whose loop NumPyro keeps; without it NumPyro compiles at every run."""
     run = mcmc(SamplerKernel(gaussian, samplers.MALA()), num_chains=1, num_samples=5, num_warmup=5)
@@ -337,6 +339,7 @@ def test_second_run_compiles_nothing(monkeypatch):
     assert "acceptance" in run.sampler.get_diagnostics_str(run.last_state)
 
 
+@pytest.mark.slow
 def test_legacy_keys_are_taken():
     draws = []
     for key in (jax.random.key(9), jax.random.PRNGKey(9)):
@@ -388,6 +391,7 @@ def moving(weights):
     numpyro.sample("x", dist.Uniform(0.0, 1.0 + c))
 
 
+@pytest.mark.slow
 def test_supports_that_move_between_blocks_are_named():
     blocks = [(DiscreteGibbs(moving), discrete_latent_sites), (SamplerKernel(moving), None)]
     with pytest.raises(ValueError, match="the supports of x depend on c, of another block"):
@@ -400,6 +404,7 @@ def test_potential_needs_a_start():
         run.run(jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [samplers.MALA(), samplers.UBU()], ids=["adjusted", "not"])
 def test_a_lost_chain_is_reported(sampler):
     """Of two chains one starts where the density is no number, and nothing could be raised."""
@@ -415,6 +420,7 @@ def test_a_lost_chain_is_reported(sampler):
     assert np.isfinite(run.get_samples(group_by_chain=True)[0]).all()
 
 
+@pytest.mark.slow
 def test_posterior_is_that_of_a_closed_form():
     """Two Gaussians observed once: mean and variance of the posterior."""
 

@@ -193,6 +193,7 @@ def test_deterministic_sites_dims_and_shapes():
     assert from_numpyro(dirichlet, counts).dims["p"] == ("groups", "p_dim_1")
 
 
+@pytest.mark.slow
 def test_observations(x64):
     target = from_numpyro(hierarchical, SIGMA, y=Y)
     observations = target.observations
@@ -313,6 +314,7 @@ def test_unconstrain_refuses_what_is_outside(change, message):
         from_numpyro(hierarchical, SIGMA, Y).unconstrain({**inside, **change})
 
 
+@pytest.mark.slow
 def test_numpyro_is_not_imported_before_it_is_needed():
     code = "import driftbridge.targets, sys; assert 'numpyro' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -99,6 +99,7 @@ def test_a_metric_refuses_scales_that_are_none():
 ROUND_OFF = 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_sampler_in_the_metric_of_a_gaussian_is_the_whitened_sampler(sampler, metric):
     lower = matrix(metric.unwhiten)
@@ -139,6 +140,7 @@ def test_samplers_do_the_same_from_every_origin(sampler):
     np.testing.assert_allclose(there.position - shift[None], here.position, atol=50 * ROUND_OFF)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [MALA, HMC, AdjustedKinetic])
 def test_a_rejected_move_returns_the_position_bit_for_bit(make, metric):
     metric = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), metric)
@@ -149,6 +151,7 @@ def test_a_rejected_move_returns_the_position_bit_for_bit(make, metric):
     np.testing.assert_array_equal(states.position, np.broadcast_to(x, (5, 3)))
 
 
+@pytest.mark.slow
 def test_small_moves_far_from_the_origin_keep_their_digits():
     # A step of 1e-3 from 1000, where float32 resolves 6e-5. From z = L^-1 x the rounding of z, of
     # L z and of the step would each add as much; from the origin there is the last addition alone.

@@ -149,6 +149,7 @@ def test_the_triangular_map_is_inverted_and_triangular(triangular):
     np.testing.assert_allclose(np.log(slopes).sum(axis=1), transport.log_det(x[:5]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_triangular_map_keeps_the_law(triangular):
     transport, x, y = triangular
     image = transport(x)

@@ -118,6 +118,7 @@ def test_until_looks_on_its_grid():
     assert all(look % GRID == 0 for look in looks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["draws", (Mean(),)])
 def test_until_stops_when_its_conditions_hold(keep):
     target = DiagonalGaussian(np.zeros(2), np.ones(2))

@@ -71,6 +71,7 @@ def good(tmp_path_factory):
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_verdict_comes_first(good):
     page = Page(good)
     words = " ".join(page.words)
@@ -100,6 +101,7 @@ def test_figures_follow_the_page(good):
     assert not re.search("#1f2630|#d5dbe3|DejaVu", body)
 
 
+@pytest.mark.slow
 def test_bad_runs_say_so_and_long_tables_fold(tmp_path):
     draws = make(chains=12, draws=100, dim=240, shift=1.0, divergent=0.05, interrupted=True)
     text = report.write(draws, tmp_path / "bad.html", title="A & B").read_text(encoding="utf-8")
@@ -141,6 +143,7 @@ def test_figures_draw(figure, chains):
     drawn.draw_without_rendering()
 
 
+@pytest.mark.slow
 def test_figures_survive_what_is_not_finite():
     draws = make(draws=60)
     draws.positions[0, 5, 1] = np.nan
@@ -176,6 +179,7 @@ def test_numbers_have_the_digits_they_earn(column, value, error, text):
     assert report._number(column, value, error) == text
 
 
+@pytest.mark.slow
 def test_heavy_libraries_wait_for_their_use():
     code = (
         "import sys, driftbridge, driftbridge.plots, driftbridge.report;"
@@ -186,6 +190,7 @@ def test_heavy_libraries_wait_for_their_use():
     assert out.stdout.strip() == "[]", out.stdout
 
 
+@pytest.mark.slow
 def test_maps_come_at_their_first_use():
     code = (
         "import driftbridge as db;"

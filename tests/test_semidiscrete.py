@@ -40,6 +40,7 @@ def hard():
     )
 
 
+@pytest.mark.slow
 def test_potentials_on_the_line(hard):
     assert hard.status == "converged"
     # chi2 <= 1e-4 is a mass error of at most 1e-2 sqrt(b) <= .0055 for each point, hence of at most
@@ -85,6 +86,7 @@ def test_the_flag_is_that_of_the_last_error():
     assert done.solve.error.chi2 + 2 * done.solve.error.chi2_error <= 0.05
 
 
+@pytest.mark.slow
 def test_the_iterates_are_averaged():
     found = [
         semidiscrete(
@@ -98,6 +100,7 @@ def test_the_iterates_are_averaged():
     assert np.std(found, axis=0).max() < 0.04
 
 
+@pytest.mark.slow
 def test_regularised_potentials_are_those_of_quadrature(x64):
     # Sinkhorn on a grid of the normal law gives the entropic potential without any draws.
     epsilon = 0.2
@@ -119,6 +122,7 @@ def test_regularised_potentials_are_those_of_quadrature(x64):
     np.testing.assert_allclose(masses @ probabilities, WEIGHTS, atol=0.006)
 
 
+@pytest.mark.slow
 def test_points_far_from_the_origin_keep_their_digits():
     def far(key, n):
         return line(key, n) + 1000
@@ -138,6 +142,7 @@ def test_clusters_of_different_scales_get_their_masses():
     assert found.converged and found.solve.error.chi2 < 0.01
 
 
+@pytest.mark.slow
 def test_a_point_without_weight_gets_no_mass():
     weights = np.array([0.5, 0.0, 0.5])
     found = semidiscrete(line, np.array([[-1.0], [0.0], [1.0]]), target_weights=weights)
@@ -145,6 +150,7 @@ def test_a_point_without_weight_gets_no_mass():
     assert not np.any(np.asarray(found.assign(x)) == 1)
 
 
+@pytest.mark.slow
 def test_a_second_problem_of_the_same_size_compiles_nothing():
     rng = np.random.default_rng(0)
 
@@ -168,6 +174,7 @@ def data():
     return x, (x[::-1] @ np.array([[1.2, 0.3], [0.3, 0.6]], np.float32) + 2)[:200]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.0, None])
 def test_the_map_goes_onto_the_points(data, epsilon, tmp_path):
     x, y = data
@@ -188,6 +195,7 @@ def test_the_map_goes_onto_the_points(data, epsilon, tmp_path):
         transport.inverse(image)
 
 
+@pytest.mark.slow
 def test_a_fit_that_stops_early_says_so(data):
     transport = fit_map(*data, Semidiscrete(tolerance=1e-6, max_iterations=400))
     assert not transport.fit.converged
@@ -240,6 +248,7 @@ def test_rows_have_their_probabilities():
     assert stats.chisquare(counts[[0, 2, 3]], 40_000 * weights[[0, 2, 3]]).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_resampled_points_have_their_noise(x64):
     x = np.array([[0.0], [10.0]])
     drawn = np.asarray(Resampled(x, noise=0.5)(jax.random.key(0), 20_000))[:, 0]

@@ -27,6 +27,7 @@ def mean_cost(x, y):
     return float(np.sum(np.var(x, axis=0)) + np.sum(np.var(y, axis=0))) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FORMS)
 @pytest.mark.parametrize("share", [0.05, 0.005])
 def test_marginals_reach_the_tolerance(method, share):
@@ -40,6 +41,7 @@ def test_marginals_reach_the_tolerance(method, share):
     assert plan.f.dtype == np.float32 and plan.method == method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FORMS)
 def test_small_epsilon_makes_no_nan(method):
     x, y = clouds(200, 180, seed=1)
@@ -49,6 +51,7 @@ def test_small_epsilon_makes_no_nan(method):
     assert np.all(np.isfinite(plan.certificate)) and np.isfinite(plan.error)
 
 
+@pytest.mark.slow
 def test_a_start_without_annealing_makes_no_nan():
     x, y = clouds(200, 180, seed=1)
     zeros = np.zeros(200), np.zeros(180)
@@ -84,6 +87,7 @@ def test_dual_in_float32_is_that_of_float64(x64, share):
     np.testing.assert_allclose(single.dual, exact, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stall_ends_the_loop_and_says_so():
     x, y = clouds()
     plan = sinkhorn(x, y, epsilon=0.05 * mean_cost(x, y), tolerance=1e-9, method="stored")
@@ -103,6 +107,7 @@ def test_zero_tolerance_runs_all_iterations(method):
     np.testing.assert_allclose(plan.error, np.abs(rows - plan.a).sum(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_new_data_of_a_bucket_compile_nothing():
     def run(n, m, seed, share, tolerance):
         x, y = clouds(n, m, seed=seed)
@@ -144,6 +149,7 @@ def test_progress_reports_iterations():
     assert abs(int(plan.num_iterations) - int(silent.num_iterations)) <= 50
 
 
+@pytest.mark.slow
 def test_pairs_have_the_law_of_the_plan():
     x, y = clouds(6, 5)
     plan = sinkhorn(x, y, epsilon=1.0)

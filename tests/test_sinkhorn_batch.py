@@ -23,6 +23,7 @@ def city_block(x, y):
     return abs(x - y).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", [None, city_block])
 def test_plans_are_those_of_single_problems(x64, cost):
     x, y, a = problems()
@@ -38,6 +39,7 @@ def test_plans_are_those_of_single_problems(x64, cost):
         np.testing.assert_allclose(plan.cost, single.cost, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_float32_marginals_are_those_that_are_told():
     x, y, a = problems(1)
     for plan in sinkhorn_batch(x, y, epsilon=0.05, a=a):

@@ -31,6 +31,7 @@ def assert_close(got, expected, dtype):
     assert np.all(np.abs(np.asarray(got, np.float64) - expected) <= slack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_value_and_two_derivatives_over_the_whole_line(dtype, x64):
     value, slope, curvature = reference(POINTS)
@@ -56,6 +57,7 @@ def test_gradient_of_a_sum_evaluates_no_logarithm():
     assert "log-plus-one" not in program and " log(" not in program
 
 
+@pytest.mark.slow
 def test_hessian_of_a_logistic_regression_is_the_fisher_form(x64):
     rng = np.random.default_rng(0)
     X, beta = rng.normal(size=(20, 3)), rng.normal(size=3)

@@ -52,6 +52,7 @@ def stein_matrix(target, x, kernel, beta=-0.5):
     return np.asarray(jax.jit(jax.vmap(jax.vmap(u, (None, 0)), (0, None)))(x, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "beta"), [("imq", -0.5), ("imq", -0.8), ("gaussian", -0.5)])
 def test_both_statistics_are_those_of_the_matrix(x64, kernel, beta):
     target, n = LogCosh(3), 37
@@ -66,6 +67,7 @@ def test_both_statistics_are_those_of_the_matrix(x64, kernel, beta):
     np.testing.assert_allclose(found.value, np.sqrt(matrix.mean()), rtol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["imq", "gaussian"])
 def test_the_u_statistic_is_unbiased(x64, kernel):
     shift, runs, n = 0.3, 400, 20
@@ -83,6 +85,7 @@ def test_the_u_statistic_is_unbiased(x64, kernel):
     assert v.mean() - expected > 10 * error
 
 
+@pytest.mark.slow
 def test_float32_agrees_with_float64_far_from_the_origin(x64):
     # Positions about 1000 with spread 1: uncentred products would lose all digits of distances.
     mean = np.full(5, 1000.0)
@@ -95,6 +98,7 @@ def test_float32_agrees_with_float64_far_from_the_origin(x64):
     assert found.p_value == pytest.approx(exact.p_value, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_metric_is_a_change_of_coordinates(x64):
     covariance = np.array([[4.0, 1.0], [1.0, 0.5]])
     z = np.random.default_rng(2).normal(size=(80, 2)) * [1.2, 0.9]
@@ -116,6 +120,7 @@ def autoregression(rng, chains, length, correlation):
     return x
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_under_the_truth():
     rng = np.random.default_rng(5)
     p = np.array(
@@ -151,6 +156,7 @@ def test_blocks_keep_the_level_of_dependent_draws():
     assert rejected(1) > 0.3
 
 
+@pytest.mark.slow
 def test_a_large_step_of_langevin_monte_carlo_is_seen():
     # At h = 0.8 the stationary variance is 1 / (1 - 0.4) = 1.67; at h = 0.01 it is 1.005.
     target = DiagonalGaussian(np.zeros(2, np.float32))
@@ -166,6 +172,7 @@ def test_a_large_step_of_langevin_monte_carlo_is_seen():
     assert p_value(0.01, 400) > 0.01
 
 
+@pytest.mark.slow
 def test_draws_are_thinned_to_the_number_asked_for():
     target = DiagonalGaussian(np.array([5.0, 0.0], np.float32), np.array([1e3, 1e-3], np.float32))
     x = np.asarray(target.truth.sample(jax.random.key(0), 3 * 400)).reshape(3, 400, 2)

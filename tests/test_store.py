@@ -62,6 +62,7 @@ def whole():
     return draw(None, 500)
 
 
+@pytest.mark.slow
 def test_a_stored_run_is_the_run_in_memory(whole, tmp_path):
     stored = draw(tmp_path / "run", 500)
     assert np.array_equal(stored.positions, whole.positions)
@@ -71,12 +72,14 @@ def test_a_stored_run_is_the_run_in_memory(whole, tmp_path):
         assert np.array_equal(stored.stats[name], value)
 
 
+@pytest.mark.slow
 def test_resume_goes_on_bit_for_bit(whole, tmp_path):
     draw(tmp_path / "run", 200)
     resumed = db.resume(tmp_path / "run", num_samples=500)
     assert np.array_equal(resumed.positions, whole.positions)
 
 
+@pytest.mark.slow
 def test_resume_without_a_number_goes_on_to_what_was_asked(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
     assert draw(tmp_path / "run", 300, progress=stop_at("sampling", 128)).num_draws == 128
@@ -89,6 +92,7 @@ def test_resume_without_a_number_goes_on_to_what_was_asked(whole, tmp_path, monk
     assert db.resume(tmp_path / "run").metadata["unmet"] is not None
 
 
+@pytest.mark.slow
 def test_a_rule_ends_at_the_same_draw_after_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
     long = draw(None, 1024)
@@ -170,6 +174,7 @@ def test_save_and_load(whole, tmp_path):
         whole.save(tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_loading_an_unfinished_run_gives_what_there_is(tmp_path, whole):
     draw(tmp_path / "run", 300)
     (tmp_path / "run" / "result.npz").unlink()
@@ -206,6 +211,7 @@ MADE_OF_FUNCTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE_OF_FUNCTIONS)
 def test_targets_of_functions_with_names_are_stored(tmp_path, name):
     target = MADE_OF_FUNCTIONS[name]()
@@ -221,6 +227,7 @@ def local_target():
     return db.from_density(lambda p: -(p["a"] ** 2) / 2, {"a": 0.0})
 
 
+@pytest.mark.slow
 def test_functions_without_a_name_are_asked_for(tmp_path):
     target = local_target()
     settings = {"num_warmup": 200, "num_chains": 2}
@@ -255,6 +262,7 @@ def test_another_function_is_refused_by_name(tmp_path):
             db.resume(tmp_path / "run", target=db.from_density(fn, {"a": 0.0}))
 
 
+@pytest.mark.slow
 def test_a_function_with_other_code_under_its_name_is_refused(tmp_path, monkeypatch):
     target = MADE_OF_FUNCTIONS["from_density"]()
     db.sample(target, MALA(0.3), num_samples=130, num_warmup=0, store=tmp_path / "run")
@@ -371,6 +379,7 @@ def test_codec_round_trip():
         encode(lambda x: x)
 
 
+@pytest.mark.slow
 def test_interruption_in_the_middle_of_a_write(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
     real, calls = store_module.DrawStore._write, []
@@ -392,6 +401,7 @@ def test_interruption_in_the_middle_of_a_write(tmp_path, monkeypatch, whole):
     assert resumed.stats["acceptance_rate"].shape == (2, 500)
 
 
+@pytest.mark.slow
 def test_parameters_keep_their_order(tmp_path):
     target = db.from_density(lambda p: -(p["z"] ** 2 + p["a"] ** 2) / 2, {"z": 0.0, "a": 0.0})
     names = list(target.constrain(jnp.zeros(2)))
@@ -414,6 +424,7 @@ class FailingWrites:
         await self.real(*arguments, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_death_at_any_write_of_zarr_loses_nothing(tmp_path, monkeypatch, step):
     monkeypatch.setattr(verb.Run, "_chunk_draws", lambda self, buffer: 128)
@@ -442,6 +453,7 @@ def wide():
     return DiagonalGaussian(np.zeros(6), np.arange(1.0, 7.0))
 
 
+@pytest.mark.slow
 def test_a_stored_run_is_read_by_blocks_and_each_once(tmp_path, monkeypatch):
     settings = {"num_samples": db.Until(ess=1e6, max_draws=128), "num_warmup": 0, "num_chains": 2}
     memory = db.sample(wide(), MALA(0.3), **settings)

@@ -6,8 +6,8 @@ import pytest
 from jax import numpy as jnp
 
 from driftbridge.runtime.compilations import Compilations
-from driftbridge.runtime.keys import as_key, chain_keys, streams
 from driftbridge.runtime.dtypes import cast_floating
+from driftbridge.runtime.keys import as_key, chain_keys, streams
 from driftbridge.runtime.threefry import fold_in, threefry, unit_floats
 from driftbridge.samplers import Gathering, Grouped, UniformStart
 from driftbridge.samplers.noise import normals, normals_and_uniforms
@@ -30,6 +30,7 @@ def test_known_answers():
         assert tuple(int(word[0]) for word in threefry(key, counter)) == answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_numbers_are_those_of_jax(x64, precision):
     dtype = np.dtype(precision)
@@ -66,6 +67,7 @@ def test_another_generator_is_left_to_jax():
     )
 
 
+@pytest.mark.slow
 def test_uniforms_are_apart_from_normals():
     normal, uniform = normals_and_uniforms(jax.random.key(0), (40_000,), np.float32, (40_000,))
     # Correlation of independent draws has standard deviation 1 / 200.

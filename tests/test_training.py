@@ -169,6 +169,7 @@ def test_models_of_one_fit_have_checkpoints_of_their_own(tmp_path):
     assert QUICK.part("first") is QUICK
 
 
+@pytest.mark.slow
 def test_divergence_is_told_and_the_best_parameters_are_kept():
     trained = train(problem(Exploding), line(), as_key(0), QUICK, problem())
     assert trained.status == "diverged" and trained.num_steps < 400
@@ -177,6 +178,7 @@ def test_divergence_is_told_and_the_best_parameters_are_kept():
     assert trained.best_step == trained.curve.steps[best]
 
 
+@pytest.mark.slow
 def test_training_ends_where_the_held_out_loss_stops_falling():
     patient = dataclasses.replace(QUICK, num_steps=4000, patience=3, learning_rate=0.2)
     trained = train(problem(), line(), as_key(0), patient, problem())

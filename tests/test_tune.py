@@ -39,6 +39,7 @@ def tuned(folder):
     return file
 
 
+@pytest.mark.slow
 def test_tune_is_the_warm_up_of_sample_and_its_file_stands_for_it(folder, tuned, tmp_path):
     target = DiagonalGaussian(jnp.array([1.0, 2.0]))
     found = Tuned.load(tuned)
@@ -66,6 +67,7 @@ def test_tune_is_the_warm_up_of_sample_and_its_file_stands_for_it(folder, tuned,
     assert np.array_equal(db.load(out).positions[:, :150], again.positions)
 
 
+@pytest.mark.slow
 def test_a_warm_up_without_agreement_exits_with_three_and_is_told_again(folder, tmp_path):
     file = tmp_path / "short.json"
     model = folder / "models.py:gauss"

@@ -49,6 +49,7 @@ def test_primal_equals_dual(x64, taus):
     np.testing.assert_allclose(plan.mass, matrix.sum(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_infinite_tau_is_balanced(x64):
     x, y, a, b = clouds(masses=False)
     balanced = sinkhorn(x, y, epsilon=EPSILON, a=a, b=b, tolerance=TIGHT)
@@ -85,6 +86,7 @@ def test_whole_mass_is_balanced(x64):
     np.testing.assert_allclose(plan.matrix(), balanced.matrix(), atol=10 * TIGHT)
 
 
+@pytest.mark.slow
 def test_float32_and_its_limits():
     x, y, a, b = clouds()
     plan = unbalanced_sinkhorn(x, y, epsilon=EPSILON, tau_a=1.0, tau_b=1.0, a=a, b=b)

@@ -45,6 +45,7 @@ def test_inverse_and_density_belong_to_the_map(x64, method):
     np.testing.assert_allclose(T.log_det(x), np.linalg.slogdet(jacobian)[1], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_columns_that_do_not_depend_on_one_another_are_ranked(x64):
     x = np.random.default_rng(3).normal(size=(2000, 1))
     u = to_uniform(x, "rank")(x)[:, 0]
@@ -83,6 +84,7 @@ def test_the_kernel_map_tends_to_the_conditional_distribution_function():
     assert error(1600)[1] < 0.08 and error(1600)[1] < error(400)[1] / 1.25
 
 
+@pytest.mark.slow
 def test_what_was_chosen_and_how_uniform_it_is_are_recorded():
     T = to_uniform(correlated(300), "kernel")
     assert T.fit.reason == "no kernel estimate is likelier than the normal law"
@@ -105,6 +107,7 @@ def test_weights_are_those_of_the_law_made_uniform():
     assert "discrepancy" not in dict(T.fit.numbers)
 
 
+@pytest.mark.slow
 def test_a_saved_map_is_the_same(tmp_path):
     T = to_uniform(banana(100).astype(np.float32))
     x = banana(30, 7).astype(np.float32)

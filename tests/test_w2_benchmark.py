@@ -9,6 +9,7 @@ from benchmarks.w2_gradients import CELLS, Trace, main, problem, squared_distanc
 from driftbridge.targets import DenseGaussian, DiagonalGaussian
 
 
+@pytest.mark.slow
 def test_the_distance_of_shifted_and_scaled_draws_is_known():
     chains, scale = 200, np.array([1.0, 5.0])
     target = DiagonalGaussian(np.array([3.0, -1.0]), scale)

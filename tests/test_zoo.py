@@ -39,6 +39,7 @@ def scores(target: targets.Target, x):
     return jax.vmap(target.score)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_road_gives_the_same_score(name, x64):
     found = evaluate(target_of(name), jnp.asarray(draws_of(name)[:8]))
@@ -72,6 +73,7 @@ def test_float32_by_default(name):
         assert all(leaf.dtype == jnp.float32 for leaf in leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "dense mixture", "student", "schools"])
 def test_scores_batch_over_data(name, x64):
     """A stack of targets with changed numbers, each at its own position."""
@@ -214,6 +216,7 @@ def test_rotated_gaussian_has_the_eigenvalues_asked_for(x64):
     np.testing.assert_allclose(inverse, 1 / expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grid", "two moons", "double well", "many well"])
 def test_mode_weights_are_shares_of_draws(name, x64):
     """Each draw belongs to the mode in whose orthant or cell it lies."""

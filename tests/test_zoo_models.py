@@ -28,6 +28,7 @@ def gaussian_integral(log_density, dim: int):
     return log_density(origin) + (slope @ mean + dim * jnp.log(2 * jnp.pi) - log_det) / 2, mean
 
 
+@pytest.mark.slow
 def test_walk_by_integrating_the_density_itself(x64):
     """Evidence and mean path of a short walk, by Laplace's formula at each pair of scales."""
     target = targets.BrownianMotion(SHORT_WALK)
@@ -45,6 +46,7 @@ def test_walk_by_integrating_the_density_itself(x64):
     assert gap(jnp.r_[mass @ pairs, mass @ means], target.truth.mean) < 1e-5
 
 
+@pytest.mark.slow
 def test_schools_by_integrating_the_density_itself(x64):
     """The same for the schools; the other form of either model is tied to this one below."""
     target = targets.EightSchoolsNonCentered()
@@ -67,6 +69,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_both_forms_are_one_law(name, x64):
     """Densities differ by the Jacobian; parameters of corresponding positions agree."""
@@ -84,6 +87,7 @@ def test_both_forms_are_one_law(name, x64):
     assert jnp.max(jnp.abs(jax.jit(jax.vmap(gaps))(x))) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_predictive_laws(name, x64):
     """Pointwise log likelihoods sum to the part of the log density that involves the data."""

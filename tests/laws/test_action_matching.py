@@ -148,6 +148,7 @@ def objective_of(name, weight):
     return loss(Line(log_ratio), form, jnp.asarray(1.0), weight, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [uniform, falling])
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_least_at_the_closed_form(x64, name, weight):
@@ -181,6 +182,7 @@ def test_losses_are_least_at_the_closed_form(x64, name, weight):
             assert curvature > 0.01
 
 
+@pytest.mark.slow
 def test_a_wrong_growth_is_no_minimum(x64):
     """The closed form without growth is no minimum of the loss with it."""
     wrong = eqx.tree_at(
@@ -200,6 +202,7 @@ class Free(eqx.Module):
         return self.network(t, x, condition)
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_potential_with_growth():
     """Trained from nothing on the path in one dimension, against its closed form."""
     objective = UnbalancedActionLoss(
@@ -242,6 +245,7 @@ def gaussians(n=1000):
 NONE = Training(num_steps=0)
 
 
+@pytest.mark.slow
 def test_untrained_it_is_the_affine_map():
     x, y = gaussians()
     affine = db.fit_map(x, y, "affine")
@@ -252,6 +256,7 @@ def test_untrained_it_is_the_affine_map():
     np.testing.assert_allclose(fitted.inverse(fitted(x)), x, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_untrained_draws_of_a_process_with_noise_have_the_target_law():
     """Between Gaussians the base is exact: drift `v + epsilon / 2 grad log rho`."""
     x, y = gaussians(4000)
@@ -282,6 +287,7 @@ class Arc(MarginalPath):
         return z + jnp.stack([jnp.sin(angle), 1 - jnp.cos(angle)], axis=1), jnp.ones_like(t)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_known_by_draws_is_followed():
     x, _ = Arc().at(jax.random.key(0), jnp.zeros(500))
     y, _ = Arc().at(jax.random.key(1), jnp.ones(500))
@@ -294,6 +300,7 @@ def test_a_process_that_is_known_by_draws_is_followed():
     assert fitted.cost(x).mean == pytest.approx(4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_weights_and_densities_have_the_mass(x64):
     """Untrained, on a line: Gaussian data, twice the mass, and a short length of growth."""
     rng = np.random.default_rng(0)

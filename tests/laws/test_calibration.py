@@ -124,6 +124,7 @@ KERNELS = {
 QUICK = ("MALA", "JitteredHMC")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in KERNELS],
@@ -154,6 +155,7 @@ class NeverTurns(AdjustedKinetic):
         return state._replace(velocity=velocity), info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "replications"),
     [

@@ -46,11 +46,13 @@ def points():
     return np.random.default_rng(5).normal(size=(500, 2)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", range(3))
 def test_each_class_has_its_optimal_map(flow, points, k):
     assert off(flow.given(NAMES[k])(points), points, k) < ALLOWED
 
 
+@pytest.mark.slow
 def test_pairs_that_ignore_the_condition_miss_its_law(points):
     x, y, names = classes(3000, 0)
 
@@ -81,6 +83,7 @@ def test_density_given_a_class(flow):
     assert np.abs(np.asarray(found) - exact).mean() < 2 * ALLOWED
 
 
+@pytest.mark.slow
 def test_numbers_as_conditions_between_those_seen(points):
     rng = np.random.default_rng(1)
     c = rng.uniform(-1, 1, size=(3000, 1))
@@ -91,6 +94,7 @@ def test_numbers_as_conditions_between_those_seen(points):
     assert np.sqrt(np.mean((np.asarray(T.given([0.5])(points)) - exact) ** 2)) < 2 * ALLOWED
 
 
+@pytest.mark.slow
 def test_a_source_that_has_the_condition_too(points):
     x, y, names = classes(3000, 3)
     x = x - MEANS[np.searchsorted(NAMES, names)]
@@ -103,6 +107,7 @@ def test_a_source_that_has_the_condition_too(points):
         assert off(T.given(name)(points - MEANS[k]), points, k) < 2 * ALLOWED
 
 
+@pytest.mark.slow
 def test_draws_of_an_interpolant_given_a_class(points):
     x, y, names = classes(3000, 0)
     method = Interpolant(network=SMALL, training=QUICK)
@@ -157,6 +162,7 @@ def test_bad_conditions_are_named(method, named, message):
         db.fit_map(x, y, method, **named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", range(3))
 def test_a_class_that_is_rare_is_not_lost_where_points_are_held_out(key):
     x, y = np.random.default_rng(0).normal(size=(2, 200, 2))
@@ -166,6 +172,7 @@ def test_a_class_that_is_rare_is_not_lost_where_points_are_held_out(key):
     assert T.given("c")(x).shape == x.shape
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_numbers(points):
     x, y = np.random.default_rng(0).normal(size=(2, 100, 2))
     few = Training(num_steps=2, batch_size=16)
@@ -183,6 +190,7 @@ def test_whole_numbers_are_numbers(points):
         db.fit_map(x, y, "flow", condition=np.linspace(0, 1e300, 100))
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_vectors_of_numbers_too(points):
     x, y, c = np.random.default_rng(0).normal(size=(3, 100, 2))
     few = Training(num_steps=2, batch_size=16)

@@ -57,6 +57,7 @@ def test_kinetic_rate_approaches_that_of_the_flow(name):
     assert -np.log(rate) / h == pytest.approx(friction, rel=1.1 * curvature * h)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LMC", *KINETIC])
 def test_chains_with_common_noise_approach(name):
     # For curvatures in [m, M] = [1, 3] two Langevin diffusions with common noise approach as

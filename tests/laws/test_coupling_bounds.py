@@ -32,6 +32,7 @@ NORMAL = Quadratic(1.0)
 ALARM = 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.0, 0.1, 1.0, 4.0])
 def test_reflection_is_a_maximal_coupling_of_normals(x64, size):
     n, dim = 100_000, 3
@@ -86,6 +87,7 @@ def pairs_after(sampler, coupling, x, y, steps, seed=0):
     return map(np.asarray, run(x, y, jax.random.split(jax.random.key(seed), len(x))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_each_chain_of_a_pair_keeps_the_target(name, x64):
     # The chain behind is stationary, and takes its noise from one that is not.
@@ -119,6 +121,7 @@ def test_proposals_that_always_coincide_are_seen(x64):
     assert stats.kstest(ys[0], "norm").pvalue < ALARM / 1000
 
 
+@pytest.mark.slow
 def test_the_chain_ahead_moves_by_the_kernel_alone(x64):
     # Exact equality but for the order in which two programs round.
     x, y = jnp.linspace(-2, 2, 50)[:, None], jnp.linspace(3, -3, 50)[:, None]
@@ -185,6 +188,7 @@ def test_a_short_run_extrapolates_its_tail(x64):
     assert np.all(short.tail.w2 > 1e-3 * short.w2) and np.all(long.tail.w2[:21] < 1e-9)
 
 
+@pytest.mark.slow
 def test_meeting_bounds_of_an_unadjusted_kernel_are_above_the_exact_distance(x64):
     found = coupling_bounds(
         NORMAL, LMC(STEP), init=np.array([START]), lag=40, num_pairs=500, coupling=Reflection()
@@ -219,6 +223,7 @@ def mala_laws(step, start, count):
     return np.array(w1), np.array(tv)
 
 
+@pytest.mark.slow
 def test_bounds_of_mala_are_above_the_exact_distance(x64):
     found = coupling_bounds(NORMAL, MALA(0.3), init=np.array([3.0]), lag=30, num_pairs=1000)
     assert found.num_unmet == 0 and np.all(np.isfinite(found.meeting_times))
@@ -244,6 +249,7 @@ def test_kinetic_kernels_contract_to_their_own_law(sampler, x64):
     assert np.all(found.w2 >= found.w1 - 1e-12)
 
 
+@pytest.mark.slow
 def test_pairs_that_do_not_meet_make_the_bounds_infinite():
     found = coupling_bounds(NORMAL, MALA(0.01), init=np.array([8.0]), max_steps=20, num_pairs=10)
     assert found.num_unmet > 0
@@ -256,6 +262,7 @@ def test_distances_that_grow_make_the_bounds_infinite():
     assert np.all(np.isinf(found.w1)) and np.all(np.isinf(found.w2))
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_the_metric(x64):
     scale = np.array([2.0, 0.5])
     run = {"lag": 10, "num_pairs": 20, "max_steps": 60}
@@ -269,6 +276,7 @@ def test_distances_are_those_of_the_metric(x64):
     np.testing.assert_allclose(mine.w2, other.w2, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_starts_stay_float32(x64):
     start = jnp.full(1, START, jnp.float32)
     found = coupling_bounds(NORMAL, MALA(0.3), init=start, lag=20, num_pairs=50)

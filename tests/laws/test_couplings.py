@@ -68,6 +68,7 @@ def counts(points, table):
     return np.bincount(rows, minlength=N)
 
 
+@pytest.mark.slow
 def test_marginals(case):
     coupling, source, target = case
     x0, x1 = coupling.pairs(7, DRAWS)
@@ -84,6 +85,7 @@ def _is_small_pool(coupling):
     return isinstance(coupling, MinibatchOT) and len(coupling.pool_rows) == 640
 
 
+@pytest.mark.slow
 def test_the_columns_of_an_entropic_pool_are_draws_of_the_target():
     coupling = COUPLINGS["minibatch, entropic"][0]()
     rows = np.bincount(np.asarray(coupling.pool_rows), minlength=N)

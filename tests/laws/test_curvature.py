@@ -40,6 +40,7 @@ def test_curvature_of_independent_lines_is_the_closed_form(x64):
     assert curvature(found, x) == pytest.approx(1.28761, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_without_bias(x64):
     rng = np.random.default_rng(0)
     x, y = jnp.asarray(rng.normal(size=(300, 4, 2))), jnp.asarray(rng.normal(size=(300, 4, 2)))
@@ -71,6 +72,7 @@ def clouds(n=1500):
     return x.astype(np.float32), y.astype(np.float32)
 
 
+@pytest.mark.slow
 def test_learned_pairs_have_straighter_paths_and_the_source_is_held():
     x, y = clouds()
     training = Training(num_steps=800, learning_rate=5e-3, averaging=0.99)

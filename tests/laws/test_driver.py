@@ -29,6 +29,7 @@ def reference():
     return draw()
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_chunks(reference, monkeypatch):
     # Chunks of one grid block each, where the reference had its buffer's length.
     monkeypatch.setattr(driver, "CHUNK_SECONDS", 0.0)
@@ -39,6 +40,7 @@ def test_a_longer_run_begins_with_the_shorter_one(reference):
     assert np.array_equal(draw(num_samples=500).positions[:, :300], reference.positions)
 
 
+@pytest.mark.slow
 def test_thinning_keeps_every_kth_state(reference):
     thinned = draw(num_samples=100, thin=3)
     assert np.array_equal(thinned.positions, reference.positions[:, 2::3])
@@ -49,6 +51,7 @@ def test_thinning_keeps_every_kth_state(reference):
     np.testing.assert_allclose(thinned.stats["acceptance_rate"], rates, atol=3e-7)
 
 
+@pytest.mark.slow
 def test_chains_do_not_depend_on_how_many_there_are():
     # Without warm-up nothing is shared; layouts differ in the last bits, which a contracting chain
     # forgets: 1e-5 is the design's bound on a strongly log-concave target.
@@ -59,6 +62,7 @@ def test_chains_do_not_depend_on_how_many_there_are():
     np.testing.assert_allclose(many.positions[:4], few.positions, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_second_run_compiles_nothing():
     rng = np.random.default_rng(0)
 
@@ -77,6 +81,7 @@ def test_second_run_compiles_nothing():
     assert watch.programs == 0
 
 
+@pytest.mark.slow
 def test_no_block_of_noise_occurs_twice():
     sampler = MALA(0.1)
     like = jnp.zeros((5, 3), jnp.float32)
@@ -108,6 +113,7 @@ def test_one_chain_is_not_vmapped():
     assert sorted(batched) == [2, 4]
 
 
+@pytest.mark.slow
 def test_pure_run_is_the_driver(reference):
     target = cast_floating(gaussian(), np.float32)
     adapt = cast_floating(Warmup(), np.float32)
@@ -127,6 +133,7 @@ def test_pure_run_is_the_driver(reference):
     )
 
 
+@pytest.mark.slow
 def test_pure_run_vmaps_over_data():
     def one(scale):
         target = DiagonalGaussian(jnp.zeros(2, jnp.float32), scale)
@@ -141,6 +148,7 @@ def test_pure_run_vmaps_over_data():
     np.testing.assert_allclose(both[1], one(scales[1]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_dtype_of_the_start_is_kept(x64, precision):
     draws = draw(init=np.zeros(3, precision), num_samples=128, num_warmup=100)
@@ -155,6 +163,7 @@ def test_tuned_sampler_is_ready_for_the_next_run(reference):
     assert abs(again.stats["acceptance_rate"].mean() - 0.574) < 0.1
 
 
+@pytest.mark.slow
 def test_warm_up_reaches_its_acceptance_rate():
     draws = draw(adapt=Warmup(DualAveraging(0.8)), num_warmup=600, num_samples=1000)
     # The rate of one transition has sd about .3 and is averaged over 4000 correlated ones;
@@ -223,6 +232,7 @@ def test_every_chain_failing_raises():
         db.sample(Wall(), OBABO(0.5), num_warmup=0, num_samples=256, init=np.zeros(1))
 
 
+@pytest.mark.slow
 def test_a_recompilation_says_why_and_once(capsys):
     def sample(dim):
         target = DiagonalGaussian(np.zeros(dim), np.ones(dim))

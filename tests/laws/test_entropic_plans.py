@@ -28,6 +28,7 @@ def normal_grid(half_width, step, dim):
     return points, weights / weights.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1.0, 0.3])
 def test_gaussians_on_a_line(x64, epsilon):
     # The rule's error for a Gaussian is exp(-2 pi^2 / step^2) of the least width, here 1e-85, and
@@ -58,6 +59,7 @@ def test_gaussians_in_the_plane(x64):
     np.testing.assert_allclose(covariance, expected, atol=2e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.002])
 @pytest.mark.parametrize("max_iterations", [3, 10_000])
 def test_certificate_holds_the_exact_cost(share, max_iterations):
@@ -78,6 +80,7 @@ def test_certificate_holds_the_exact_cost(share, max_iterations):
         assert upper - lower <= 2 * share * mean * np.log(32) + 1e-3 * costs.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_value_lies_below_the_primal(x64, form):
     x, y, a, b = clouds()
@@ -111,6 +114,7 @@ def test_symmetries(x64, form):
     np.testing.assert_allclose(scaled.dual, 9 * plan.dual, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_symmetric_problem_has_one_potential(x64):
     x, _, a, _ = clouds()
     plan = sinkhorn(x, x, epsilon=0.2, a=a, b=a, tolerance=TIGHT)

@@ -77,6 +77,7 @@ def regressions(t):
     return (t * VARIANCES - (1 - t)) / spread(t)[0]
 
 
+@pytest.mark.slow
 def test_fixed_point_of_the_consistency_loss(x64):
     """`f_t = f_{t + gap} (I + gap B_t)`: a Euler step of the flow, then the rest of the segment.
 
@@ -132,6 +133,7 @@ def test_loss_is_the_difference_of_ends(x64):
     assert found == pytest.approx(direct, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_jumps_of_a_network_of_zero_are_the_affine_map(x64):
     target = Moments(np.array([1.0, -2.0]), np.array([[2.0, -0.8], [-0.8, 1.5]]))
     base = mccann(STANDARD, target, np.float64)
@@ -155,6 +157,7 @@ def matching(group, gap):
     return MomentMatching(Independent(*draws), base, jnp.ones(()), jnp.asarray(gap), group)
 
 
+@pytest.mark.slow
 def test_moments_match_at_the_flow_map_of_gaussians(x64):
     """There both sides have one law: what is left is that of a finite group.
 
@@ -172,6 +175,7 @@ def test_moments_match_at_the_flow_map_of_gaussians(x64):
     assert loss(near, wrong) < 2 / 1024
 
 
+@pytest.mark.slow
 def test_discrepancy_vanishes_between_equal_groups_alone(x64):
     x = jnp.asarray(np.random.default_rng(2).normal(size=(3, 20, 2)))
     unit = jnp.ones(3)
@@ -183,6 +187,7 @@ def test_discrepancy_vanishes_between_equal_groups_alone(x64):
     assert np.allclose(discrepancy(one, other, unit), 2 - 2 * kernel, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_distances_have_a_gradient_where_points_meet():
     x = np.random.default_rng(3).normal(size=(30, 2)).astype(np.float32) + 100
     found = np.asarray(distances(jnp.asarray(x), jnp.asarray(x)))
@@ -230,6 +235,7 @@ def test_trained_jumps_reach_the_only_monotone_map(name, tmp_path):
     assert watch.programs == 0
 
 
+@pytest.mark.slow
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="multiple of num_segments; got 3 and 2"):
         ConsistencyFlow(num_steps=3)

@@ -86,6 +86,7 @@ def test_limits_of_the_distance():
     assert wfr_diracs(x, y, 0.0, 1.0, 3.0) == pytest.approx(2 * 9)
 
 
+@pytest.mark.slow
 def test_the_plan_has_the_distance_as_its_value(x64):
     """The static form between two points: mass `sqrt(m0 m1) cos a` in the plan."""
     x, y, ratio = np.zeros((1, 2)), np.array([[0.9, 0.4]]), 1.7
@@ -134,6 +135,7 @@ def test_drawn_pairs_have_the_masses_of_both_sides():
     assert max(first.max(), last.max()) <= 1 + ratio
 
 
+@pytest.mark.slow
 def test_long_lengths_of_growth_are_flow_matching(x64):
     """With equal masses the loss tends to that of `FlowMatching` on the same pairs."""
     rng = np.random.default_rng(0)
@@ -158,6 +160,7 @@ def test_long_lengths_of_growth_are_flow_matching(x64):
     assert float(ours) == pytest.approx(2 * float(theirs), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_groups_of_changed_size_grow_where_they_are():
     """Groups far apart for their length of growth: 50:50 becomes 20:80, and 1.5 times the mass."""
     rng = np.random.default_rng(0)

@@ -55,6 +55,7 @@ def learned():
     return db.fit_map(*mixture(3000, 0), Flow(training=QUICK), 1)
 
 
+@pytest.mark.slow
 def test_the_flow_between_gaussians_is_their_affine_map(x64):
     fitted, x = gaussian_flow(), np.random.default_rng(0).normal(size=(30, 2))
     matrix = bures(SOURCE.covariance, TARGET.covariance).matrix
@@ -97,6 +98,7 @@ def test_errors_fall_with_the_order_of_the_scheme(x64, scheme, order):
     assert abs(np.log2(error(16) / error(32)) - order) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [3, 40])
 def test_divergence_is_the_trace(x64, dim):
     rng = np.random.default_rng(0)
@@ -110,6 +112,7 @@ def test_divergence_is_the_trace(x64, dim):
     np.testing.assert_allclose(found, jnp.trace(matrix), atol=1e-10 if dim == 3 else 4 * spread)
 
 
+@pytest.mark.slow
 def test_a_learned_flow_carries_the_law(learned):
     x, y = mixture(1000, 5)
     compared = db.transport.compare(np.asarray(learned(x)), y, "energy", num_permutations=99)
@@ -119,6 +122,7 @@ def test_a_learned_flow_carries_the_law(learned):
     assert compared.value < 2 * compared.floor < before.value
 
 
+@pytest.mark.slow
 def test_a_learned_flow_keeps_the_coordinate_that_needs_no_move(learned):
     x, _ = mixture(1000, 6)
     moved = np.asarray(learned(x) - x)
@@ -136,6 +140,7 @@ def test_round_trip(learned):
     np.testing.assert_allclose(learned.inverse(learned(x)), x, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_gaussians_leave_the_affine_map():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(400, 3)), rng.normal(size=(400, 3)) @ np.diag([2.0, 1.0, 0.5]) + 1
@@ -188,6 +193,7 @@ def test_every_coupling_makes_a_flow_to_the_target(name):
     assert energy_distance(np.asarray(fitted(z)), there) < 0.2
 
 
+@pytest.mark.slow
 def test_the_affine_map_is_compared_with_on_weighted_points():
     """Where all weight is on a ring, and most points are not, the flow to the ring is kept."""
     rng = np.random.default_rng(0)
@@ -202,6 +208,7 @@ def test_the_affine_map_is_compared_with_on_weighted_points():
     assert radius.std() < 0.5
 
 
+@pytest.mark.slow
 def test_a_map_is_a_function_inside_jit(learned):
     x = jnp.asarray(mixture(20, 9)[0])
     np.testing.assert_allclose(jax.jit(lambda x: learned(x))(x), learned(x), rtol=1e-5, atol=1e-5)
@@ -209,6 +216,7 @@ def test_a_map_is_a_function_inside_jit(learned):
     assert np.all(np.isfinite(gradient))
 
 
+@pytest.mark.slow
 def test_another_fit_of_the_same_shapes_compiles_nothing(learned):
     from driftbridge.runtime.compilations import Compilations
 
@@ -262,6 +270,7 @@ def test_a_coupling_that_breaks_the_marginals_is_named(coupling, message):
         db.fit_map(*mixture(400, 0), Flow(coupling=coupling, training=QUICK))
 
 
+@pytest.mark.slow
 def test_a_coupling_of_other_draws_of_the_laws_is_taken():
     # 400 data and 1024 draws of 500 others: the bound is 3 (1 / 1024 + 1 / 400)^(1 / 2), .18, where
     # two samples of 400 and 500 differ by .05 to .1.
@@ -272,6 +281,7 @@ def test_a_coupling_of_other_draws_of_the_laws_is_taken():
     assert found.fit.converged
 
 
+@pytest.mark.slow
 def test_a_coupling_is_given_weights_where_there_are_some():
     """A function of `(x, y, key=key)` is enough where points are alike."""
     given = []

@@ -60,6 +60,7 @@ def test_strong_order(method):
     assert slope >= method.facts.strong_order - 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("method", "order", "leading"), [(ALIGN, 2, 1 / 6), (ShOULD, 3, 0.0), (QUICSORT, 3, 0.0)]

@@ -104,6 +104,7 @@ def test_a_gaussian_is_pushed_to_the_other(x64, path):
     assert np.allclose(matrix @ c0 @ matrix.T, c1, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_the_velocity_is_a_conditional_mean(x64, path):
     """`b = v - gamma gamma' s`, with `v` by regression of the path's derivative on the point."""
@@ -129,6 +130,7 @@ def test_the_velocity_is_a_conditional_mean(x64, path):
     assert np.allclose(field.denoiser(t, x), -np.asarray(field.noise(t))[:, None] * score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["linear, Brownian", "encoding-decoding", "one-sided linear"])
 def test_a_mixture_obeys_the_continuity_equation(x64, path):
     """Closed form 2: `d log rho / dt + b . s + div b = 0`, and `s` is the gradient of `log rho`."""
@@ -150,6 +152,7 @@ def test_a_mixture_obeys_the_continuity_equation(x64, path):
         assert np.allclose(residual, 0, atol=1e-9 * np.abs(change).max())
 
 
+@pytest.mark.slow
 def test_a_point_far_away_has_a_field():
     """Where every density underflows, the nearest component rules."""
     field, far = mixture(Linear(), Brownian()), jax.device_put(np.asarray([[1e4]], np.float32))
@@ -158,6 +161,7 @@ def test_a_point_far_away_has_a_field():
     assert np.isfinite(field.velocity(jnp.asarray(0.5, jnp.float32), far)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, 10.0])
 def test_diffusions_of_every_volatility_have_the_law(epsilon):
     field, n = mixture(Linear(), Brownian()), 5000
@@ -219,6 +223,7 @@ def test_schemes_have_their_weak_order(x64, scheme, order):
     assert np.allclose(slopes, order, atol=0.15)
 
 
+@pytest.mark.slow
 def test_the_kinetic_optimal_path_of_a_gaussian(x64):
     """Closed form 6: variances 1.9 and .1."""
     variances = np.array([1.9, 0.1])
@@ -252,6 +257,7 @@ def energy(path: Schedule, variances, n=20_000):
     return np.mean((a * da + b * db * variances) ** 2 / (a**2 + b**2 * variances))
 
 
+@pytest.mark.slow
 def test_the_flow_between_scaled_normals_is_straighter_than_its_path(x64):
     """Closed form 10: N(0, 1) to N(0, 9), independent: the map is right and the energy is not."""
     field = GaussianField([0.0], [[1.0]], [0.0], [[9.0]], Linear())
@@ -264,6 +270,7 @@ def test_the_flow_between_scaled_normals_is_straighter_than_its_path(x64):
     assert np.allclose(field.map()(np.array([[1.5]])), 4.5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_flow_map_is_the_ratio_of_roots(x64):
     """Closed form 11, for covariances that commute, and the density that it carries."""
     variances = np.array([4.0, 0.25])
@@ -279,6 +286,7 @@ def test_a_flow_map_is_the_ratio_of_roots(x64):
     assert np.allclose(made.inverse(made(x)), x, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["linear", "linear, Brownian", "encoding-decoding"])
 def test_the_base_is_the_field_between_standard_normals(x64, path):
     schedule, gamma = PATHS[path]
@@ -296,6 +304,7 @@ def test_the_base_is_the_field_between_standard_normals(x64, path):
     assert np.allclose(base.score(t, x), known.score(t, x), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_data_are_a_mixture_of_points(x64):
     rng = np.random.default_rng(2)
     points, weights = rng.normal(size=(6, 2)), rng.dirichlet(np.ones(6))
@@ -314,6 +323,7 @@ def test_data_are_a_mixture_of_points(x64):
     assert np.quantile(near, 0.95) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_moving_frame_changes_coordinates_only(x64):
     """Velocity, score, log determinant and trajectory in a frame, of a law that is known."""
     covariances = np.array([[1.0, 0.3], [0.3, 0.5]]), np.array([[2.0, -0.8], [-0.8, 1.5]])
@@ -351,6 +361,7 @@ class NormalPairs(Coupling):
         return both[0], both[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [VelocityLoss, ScoreLoss, DenoiserLoss])
 @pytest.mark.parametrize("gamma", [Brownian(), SineSquared()])
 def test_losses_are_least_at_the_truth(x64, loss, gamma):

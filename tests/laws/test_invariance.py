@@ -129,6 +129,7 @@ def check(target, sampler, seed=0):
 TARGETS_BY_COST = ["banana", *(pytest.param(t, marks=pytest.mark.slow) for t in list(TARGETS)[1:])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS_BY_COST)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_steps_from_exact_positions_keep_the_law(kernel, target):
@@ -143,6 +144,7 @@ QUICK_PAIRS = [("AdjustedKinetic", "dense"), ("HMC", "diagonal")]
 SLOW_PAIRS = sorted({(k, m) for k in KERNELS for m in ("dense", "diagonal")} - {*QUICK_PAIRS})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "metric"),
     [*QUICK_PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_PAIRS)],
@@ -172,6 +174,7 @@ class StartsAtRest(AdjustedKinetic):
         return super().init(target, position)._replace(velocity=jnp.zeros_like(position))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [AlwaysAccepts(0.1), StartsAtRest(0.35, 1.0)])
 def test_a_broken_kernel_is_seen(broken):
     # Twice the threshold: the test has power to spare.

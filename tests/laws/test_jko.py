@@ -93,6 +93,7 @@ def gradients(v, s, constant=0.0):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
 
 
+@pytest.mark.slow
 def test_both_players_rest_at_the_closed_form(x64):
     """At `x -> s x` and the true density ratio no gradient is left, in map or test function.
 
@@ -115,6 +116,7 @@ def test_the_value_at_the_best_test_function_is_the_divergence(x64):
     assert value == pytest.approx(divergence + np.log(v) / 2, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_constant_in_the_density_moves_the_value_alone(x64):
     assert np.allclose(gradients(4.0, 0.8), gradients(4.0, 0.8, 7.0), atol=1e-12)
     points = jnp.asarray(quantiles(500, 4.0))
@@ -194,6 +196,7 @@ def test_a_step_that_cannot_be_inverted_says_so(x64):
         chain.inverse(x)
 
 
+@pytest.mark.slow
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         JKO(num_steps=0)

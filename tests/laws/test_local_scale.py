@@ -37,6 +37,7 @@ def move(target, x, v, z):
     return end, -velocity, back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "x"),
     [(LogCosh(3), [2.9, -3.2, 2.5]), (NealFunnel(3), [-2.0, 0.9, 0.7])],
@@ -86,6 +87,7 @@ def test_without_spread_it_is_one_step_size():
         np.testing.assert_allclose(ours.position, theirs.position, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_gaussian_is_left_alone():
     # log |s| has standard deviation 1 / sqrt(2 d), so the band of 1.5 / sqrt(d) holds 96.6 % of a
     # normal law; a thousand draws tell a share to 0.6 %, and at d = 100 the law is a little skew.

@@ -57,6 +57,7 @@ def test_commuting_covariances_have_the_ratio_of_roots(x64):
     assert np.allclose(bures(a, b).matrix, np.diag([2.0, 0.5, 1 / 3]), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 5, 8])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.1, 10.0])
 def test_residual_is_positive_definite(x64, dim, epsilon):
@@ -68,6 +69,7 @@ def test_residual_is_positive_definite(x64, dim, epsilon):
     assert values.min() > 0
 
 
+@pytest.mark.slow
 def test_corrected_tends_to_affine_and_to_entropic(x64):
     x, y = clouds()
     large = db.fit_map(x, y, Corrected(share=1e4, tolerance=1e-10))
@@ -83,6 +85,7 @@ def test_corrected_tends_to_affine_and_to_entropic(x64):
     assert np.allclose(difference, first, atol=0.05 * np.abs(first).max())
 
 
+@pytest.mark.slow
 def test_entropic_map_is_the_closed_form_of_gaussians(x64):
     """One dimension, on a fine grid of quantiles of N(0, 1) and N(1, 4).
 
@@ -153,6 +156,7 @@ def test_log_det_is_that_of_the_jacobian(x64, name):
     assert np.allclose(fitted.log_det(x[:20]), np.linalg.slogdet(jacobian)[1], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_density_of_the_image_integrates_to_one(x64):
     x, y = clouds(dim=1)
     fitted = db.fit_map(x, y, "corrected")
@@ -164,6 +168,7 @@ def test_density_of_the_image_integrates_to_one(x64):
     assert np.trapezoid(density, grid[:, 0]) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_known_map_on_data(x64):
     """The gradient of a convex function is optimal for its image: identity pairing."""
     x, _ = clouds(n=300)

@@ -35,6 +35,7 @@ def ring(n=400):
     )
 
 
+@pytest.mark.slow
 def test_land_is_the_inverse_local_variance(x64):
     points, bandwidth, floor = ring(), 0.2, 1e-2
     metric = Land(bandwidth, floor).build(points, RANDOM)
@@ -58,6 +59,7 @@ def test_land_is_the_inverse_local_variance(x64):
     assert np.allclose(scaled(jnp.asarray(3 * x + 1)), expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_radial_basis_is_near_one_on_the_data_alone(x64):
     points = ring()
     metric = RadialBasis(num_centres=30, floor=1e-2).build(points, np.random.default_rng(1))
@@ -65,6 +67,7 @@ def test_radial_basis_is_near_one_on_the_data_alone(x64):
     assert np.allclose(metric(jnp.full((1, 2), 50.0)), 100)
 
 
+@pytest.mark.slow
 def test_the_velocity_of_a_path_is_its_derivative(x64):
     network = MLP(8, 2).build(as_key(0), 4, 2, np.float64)
     network = jax.tree.map(lambda leaf: leaf + 0.3 * RANDOM.normal(size=leaf.shape), network)
@@ -83,6 +86,7 @@ def test_the_velocity_of_a_path_is_its_derivative(x64):
 QUICK = Training(num_steps=400, batch_size=128, validate_every=50)
 
 
+@pytest.mark.slow
 def test_in_the_flat_metric_no_path_is_below_the_straight_one(x64):
     """A straight line has the least energy, so bends of a random network only add to it."""
     x, y = ring(60), ring(60)
@@ -108,6 +112,7 @@ class Slope(DiagonalMetric):
         return jnp.exp(2 * x)
 
 
+@pytest.mark.slow
 def test_paths_on_a_line_reach_their_least_energy():
     """In one dimension it is the square of the length, `(exp(x1) - exp(x0))^2`."""
     rng = np.random.default_rng(3)
@@ -124,6 +129,7 @@ def test_paths_on_a_line_reach_their_least_energy():
     assert straight > 1.2 * least
 
 
+@pytest.mark.slow
 def test_along_straight_paths_it_is_flow_matching(x64):
     """With a path network of zero, and the same random numbers, the losses are one function."""
     x, y = ring(100), 3 * ring(100) + 1

@@ -48,6 +48,7 @@ def field(draws=None):
     return MultimarginalField(Fit("test"), gaussian(), tables, jnp.asarray(MEANS[0]))
 
 
+@pytest.mark.slow
 def test_conditional_means_are_regressions(x64):
     """On draws of exact moments least squares on `(1, x(alpha))` is the conditional mean."""
     draws = exact_draws()
@@ -60,6 +61,7 @@ def test_conditional_means_are_regressions(x64):
             assert np.allclose(found[:, k], fitted, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_constraint_holds_for_every_network(x64):
     """`sum_k alpha_k g_k = x`, and at vertex `k` the mean of its own point is `x`."""
     network = MLP(8, 2).build(as_key(0), DIM + SETS, DIM * SETS, np.float64)
@@ -74,6 +76,7 @@ def test_the_constraint_holds_for_every_network(x64):
     assert np.abs(found - gaussian()(alpha, x)).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [(0, 1), (1, 2), (2, 0, 1)])
 def test_maps_of_gaussians_carry_moments_exactly(x64, route):
     """The flow along any curve of weights is affine and ends in the last law."""
@@ -87,6 +90,7 @@ def test_maps_of_gaussians_carry_moments_exactly(x64, route):
     assert np.allclose(fitted.inverse(fitted(x + 1)), x + 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_velocity_is_that_of_the_map_along_a_curve(x64):
     model, x = field(), RANDOM.normal(size=(5, DIM))
     edge = model.map_between(0, 2)
@@ -105,6 +109,7 @@ def test_score_is_that_of_the_gaussian(x64):
     assert np.allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_curves_stay_in_the_simplex_and_keep_their_ends(x64):
     t = jnp.linspace(0, 1, 101)
     bent = FourierCurve(jnp.eye(3)[:2], jnp.asarray(RANDOM.normal(size=(3, 3))))
@@ -119,6 +124,7 @@ def test_curves_stay_in_the_simplex_and_keep_their_ends(x64):
     assert np.allclose(bent(t)[1], rate, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_curve_is_shortened_after_the_fit():
     """Between two equal laws the edge goes through a narrow one; a wide third one makes up for it.
 

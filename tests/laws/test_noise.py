@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from driftbridge.runtime.keys import as_key, chain_keys, streams
@@ -25,6 +26,7 @@ def test_chains_have_their_own_keys_whatever_others_there_are():
     np.testing.assert_array_equal(data(chain_keys(key, jnp.asarray([7, 3]))), many[[7, 3]])
 
 
+@pytest.mark.slow
 def test_normals_and_uniforms_are_independent():
     keys = jax.random.split(as_key(2), 20_000)
     normals, uniforms = jax.vmap(lambda key: normals_and_uniforms(key, (2,), jnp.float32, (2,)))(

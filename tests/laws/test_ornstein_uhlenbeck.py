@@ -72,6 +72,7 @@ def test_flows_compose(first, second):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", ETAS)
 def test_float32_keeps_its_digits(eta):
     friction, u = np.float32(1.7), np.float32(2.5)
@@ -95,6 +96,7 @@ def test_no_friction_is_ballistic():
     np.testing.assert_array_equal(refresh(v, ballistic(time), z), v)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_coefficients_are_differentiable_at_zero_friction():
     slopes = jax.jacfwd(lambda friction: jnp.stack(free_flight(friction, 2.0)[:3]))(0.0)

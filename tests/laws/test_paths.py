@@ -52,6 +52,7 @@ def test_curves_go_through_the_means(x64):
         np.testing.assert_allclose(curve.velocity(1.5), slope, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_marginals_at_the_data_are_the_data(fitted):
     for t, points in data().items():
         drawn = np.asarray(fitted.marginal(3, t, 2000))
@@ -60,6 +61,7 @@ def test_marginals_at_the_data_are_the_data(fitted):
         assert nearest.max() < 1e-4
 
 
+@pytest.mark.slow
 def test_between_the_data_the_mean_is_on_the_spline(fitted):
     drawn = np.asarray(fitted.marginal(4, 1.7, 4000))
     times, means = np.array(TIMES), np.stack([points.mean(axis=0) for points in data().values()])
@@ -67,6 +69,7 @@ def test_between_the_data_the_mean_is_on_the_spline(fitted):
     np.testing.assert_allclose(drawn.mean(axis=0), spline(times, means)(1.7)[0], atol=5 * 0.022)
 
 
+@pytest.mark.slow
 def test_the_flow_carries_each_snapshot_to_the_next(fitted):
     for start, end in ((0.0, 4.0), (2.5, 1.0), (1.0, 1.7)):
         moved = np.asarray(fitted(snapshot(start, 1000, 9), start, end))
@@ -82,6 +85,7 @@ def other(request):
     return db.fit_path(data(), kind(training=QUICK, **settings), 0)
 
 
+@pytest.mark.slow
 def test_other_fields_carry_each_snapshot_to_the_next(other):
     for start, end in ((0.0, 4.0), (2.5, 1.0)):
         moved = np.asarray(other(snapshot(start, 1000, 9), start, end))
@@ -96,6 +100,7 @@ def test_other_processes_have_the_data_at_their_times(other):
     assert nearest.max() < 1e-4
 
 
+@pytest.mark.slow
 def test_action_matching_gives_a_gradient():
     training = dataclasses.replace(QUICK, num_steps=200)
     action = db.fit_path(data(), PathAction(training=training), 0)
@@ -106,6 +111,7 @@ def test_action_matching_gives_a_gradient():
         assert (max(curls) < 1e-4) == symmetric
 
 
+@pytest.mark.slow
 def test_draws_at_times_are_of_the_laws_of_those_times(fitted):
     times = np.repeat([0.3, 1.0, 1.7, 4.0], 2000).astype(np.float32)
     found = fitted.process.at(as_key(0), jnp.asarray(times))
@@ -118,6 +124,7 @@ def test_draws_at_times_are_of_the_laws_of_those_times(fitted):
         np.testing.assert_allclose(here.mean(axis=0), curve(t)[0], atol=5 * 1.8 / 2000**0.5)
 
 
+@pytest.mark.slow
 def test_pairs_of_neighbours_come_in_turn():
     parts = [np.full((5, 1), float(k)) for k in range(3)]
     both = Neighbours(tuple(Paired(part, part + 10) for part in parts))
@@ -126,6 +133,7 @@ def test_pairs_of_neighbours_come_in_turn():
     np.testing.assert_array_equal(y, x + 10)
 
 
+@pytest.mark.slow
 def test_there_and_back(fitted):
     x = snapshot(1.0, 100, 5)
     back = fitted(fitted(x, 1.0, 3.3), 3.3, 1.0)
@@ -135,6 +143,7 @@ def test_there_and_back(fitted):
     np.testing.assert_array_equal(places[0], x)
 
 
+@pytest.mark.slow
 def test_velocity_is_the_derivative_of_the_trajectory(fitted):
     x, step = snapshot(1.0, 50, 6), 0.01
     moved = (np.asarray(fitted(x, 1.0, 1.0 + step)) - x) / step
@@ -142,6 +151,7 @@ def test_velocity_is_the_derivative_of_the_trajectory(fitted):
     np.testing.assert_allclose(fitted.velocity(1.0, x), moved, atol=0.1)
 
 
+@pytest.mark.slow
 def test_order_of_the_data_does_not_matter(fitted):
     reversed_ = dict(reversed(data().items()))
     again = db.fit_path(reversed_, PathFlow(training=QUICK), 0)
@@ -149,6 +159,7 @@ def test_order_of_the_data_does_not_matter(fitted):
     np.testing.assert_array_equal(again(x, 0.0, 4.0), fitted(x, 0.0, 4.0))
 
 
+@pytest.mark.slow
 def test_a_saved_path_is_the_same(fitted, tmp_path):
     again = db.load(fitted.save(tmp_path / "path.npz"))
     x = snapshot(0.0, 20, 7)
@@ -156,6 +167,7 @@ def test_a_saved_path_is_the_same(fitted, tmp_path):
     np.testing.assert_array_equal(again.marginal(0, 2.0, 10), fitted.marginal(0, 2.0, 10))
 
 
+@pytest.mark.slow
 def test_columns_are_kept():
     pandas = pytest.importorskip("pandas")
     frames = {t: pandas.DataFrame(x, columns=["a", "b"]) for t, x in data(60).items()}
@@ -167,6 +179,7 @@ def test_columns_are_kept():
         db.fit_path({0: frames[0.0], 1: frames[1.0].rename(columns={"a": "c"})}, quick)
 
 
+@pytest.mark.slow
 def test_one_point_is_the_first_of_a_batch(fitted, other):
     x = snapshot(1.0, 5, 6)
     for path in (fitted, other):
@@ -176,6 +189,7 @@ def test_one_point_is_the_first_of_a_batch(fitted, other):
         np.testing.assert_allclose(path(x[0], 0.0, 1.0), path(x, 0.0, 1.0)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_path_is_a_function_inside_jit(fitted):
     x = snapshot(1.0, 5, 6)
     inside = jax.jit(lambda x: fitted(x, 0.0, 2.0))(x)
@@ -184,6 +198,7 @@ def test_a_path_is_a_function_inside_jit(fitted):
     np.testing.assert_allclose(speed, fitted.velocity(1.0, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_times_that_float32_does_not_resolve(fitted):
     """Days as numbers of eight digits: what counts is how far they are from the first."""
     dates = {20200100.0 + t: points for t, points in data().items()}

@@ -80,6 +80,7 @@ def test_optimal_pairs_stay_as_they_are():
         np.testing.assert_allclose(found.matrix, exact, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COSTS)
 def test_costs_and_conjugates_are_a_pair(x64, name):
     cost, rng = COSTS[name], np.random.default_rng(0)
@@ -109,6 +110,7 @@ class Nothing(eqx.Module):
         return jnp.zeros((x.shape[0], 1), x.dtype)
 
 
+@pytest.mark.slow
 def test_the_affine_field_has_a_potential(x64):
     base, _ = gaussian_base()
     potential = Potential(base, Nothing(), *map(jnp.asarray, (1.0, 1.0, 0.0)))
@@ -186,6 +188,7 @@ def loss_of(potential, x, y):
     return float(eqx.filter_jit(lambda held, batch: held.loss(None, batch))(objective, batch))
 
 
+@pytest.mark.slow
 def test_a_loss_of_zero_is_no_optimality(x64):
     """Negative controls: losses are 0, and the exchange of images saves what the gap says."""
     rng = np.random.default_rng(0)
@@ -246,6 +249,7 @@ def test_translation_knows_the_means_alone(x64):
     np.testing.assert_allclose(np.cov(start.T, ddof=0), np.eye(2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_learned_rounds_reach_what_exact_moments_reach():
     """A potential and a velocity from independent pairs, without the affine map."""
     x, y = gaussian_points(SOURCE), gaussian_points(TARGET, seed=1)
@@ -274,6 +278,7 @@ def test_learned_rounds_reach_what_exact_moments_reach():
     assert compilations.programs == 0
 
 
+@pytest.mark.slow
 def test_rounds_keep_a_checkpoint_each(tmp_path):
     x, y = gaussian_points(SOURCE), gaussian_points(TARGET, seed=1)
     training = dataclasses.replace(QUICK, num_steps=20, checkpoint=str(tmp_path / "state"))
@@ -284,6 +289,7 @@ def test_rounds_keep_a_checkpoint_each(tmp_path):
     np.testing.assert_array_equal(db.fit_map(x, y, method)(x), fitted(x))
 
 
+@pytest.mark.slow
 def test_power_costs_have_the_monotone_map_on_a_line():
     """In one dimension every convex cost has the same optimal map."""
     rng = np.random.default_rng(0)
@@ -324,6 +330,7 @@ def test_end_points_are_data_or_images(x64):
     np.testing.assert_array_equal(rows, np.arange(60)[::-1])
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_in_no_pair_of_training():
     rng = np.random.default_rng(0)
     points = [rng.normal(size=(100, 2)).astype(np.float32) for _ in range(2)]

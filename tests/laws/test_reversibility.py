@@ -65,6 +65,7 @@ def reversed_normals(sampler, target, x, normals):
     return jnp.stack([-v, *back[::-1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [MALA_, HMC_, MALT(0.9, 0.7, 4)], ids=list(REVERSIBLE))
 def test_a_move_is_an_involution_of_unit_volume_whose_energy_is_accepted(sampler):
     target = LogCosh(3)
@@ -211,6 +212,7 @@ def kinetic_change_of_expectations(sampler, count, is_fresh=False):
     return max(abs(expectation(f) - np.sum(weight_before * f(x, v))) for f in functions)
 
 
+@pytest.mark.slow
 def test_adjusted_kinetic_keeps_the_law_of_position_and_velocity():
     sampler = AdjustedKinetic(1.0, 0.7)
     assert kinetic_change_of_expectations(sampler, 300, is_fresh=True) < QUADRATURE

@@ -21,6 +21,7 @@ def make(name, step_size, friction=1.0, u=1.0):
     return SAMPLERS[name](step_size=step_size, **numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", sorted(CLOSED_FORMS))
 def test_stationary_variance(name, setting):

@@ -40,6 +40,7 @@ def reference():
         return path, start, ends
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("method", FOLLOW, ids=lambda method: method.__name__)
 def test_strong_order(method, reference, record_property):

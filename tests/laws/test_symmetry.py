@@ -9,6 +9,7 @@ from tests.laws.samplers import KINETIC, SAMPLERS
 from tests.laws.targets import LogCosh
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", KINETIC)
 def test_rescaled_time_gives_the_same_path(name):

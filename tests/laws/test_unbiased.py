@@ -84,6 +84,7 @@ def test_level_0_is_plain_ubu():
     assert np.all(np.abs(mean - [0, exact]) < 5 * error + 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", CASES)
 def test_variances_fall_by_sixteen_from_level_to_level(name, record_property):
@@ -101,6 +102,7 @@ def test_variances_fall_by_sixteen_from_level_to_level(name, record_property):
     assert np.all(np.abs(slopes + 4) < 0.35)
 
 
+@pytest.mark.slow
 def test_arguments_that_cannot_work_are_named():
     with pytest.raises(ValueError, match="num_kept must be at least 1; got 0"):
         UnbiasedUBU(num_kept=0)

@@ -36,6 +36,7 @@ def cloud(name, step_size, steps):
     return np.asarray(jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(2), CHAINS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RandomizedMidpoint", "UBU", "BAOAB", "MALA"])
 def test_chains_are_as_close_as_independent_draws(name, floor):
     # Biases at h = 0.2 are below 0.007 in the variance, hence below 0.005 in W2, beneath the
@@ -45,6 +46,7 @@ def test_chains_are_as_close_as_independent_draws(name, floor):
     assert wasserstein(cloud(name, 0.2, 20), exact) < mean + 5 * spread
 
 
+@pytest.mark.slow
 def test_a_large_bias_is_seen(floor):
     # LMC at h = 1 has variance 2: W2 = sqrt(2) (sqrt(2) - 1) = 0.586 between the laws. By the
     # triangle inequality the clouds are that far apart less the distance of each from its law,

@@ -72,6 +72,7 @@ def test_gradients_of_a_word(word, gradients, reused):
     assert reuses_score(word) == reused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [OBABO, BAOAB, ABOBA, UBU, BUB])
 def test_named_schemes_are_their_words(scheme):
     target, start = LogCosh(3), jnp.asarray([0.1, -0.4, 2.0])
@@ -85,6 +86,7 @@ def test_named_schemes_are_their_words(scheme):
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+@pytest.mark.slow
 def test_one_o_of_a_word_needs_one_normal_a_coordinate():
     like = jnp.zeros(5)
     normals = {
