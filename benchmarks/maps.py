@@ -17,6 +17,7 @@ peer's error, else a tie.
 """
 
 import gc
+import importlib.util
 import sys
 import time
 import warnings
@@ -120,6 +121,8 @@ def main() -> int:
     chosen = parser.parse_args()
     warnings.simplefilter("ignore", DataWarning)
     if chosen.neural:
+        if importlib.util.find_spec("flax") is None:
+            parser.error("--neural needs flax: pip install -e '.[bench]'")
         PEERS.update(NEURAL)
     names = chosen.rows or (["malignant to benign"] if chosen.small else list(PROBLEMS))
     seeds = 2 if chosen.small else chosen.seeds
