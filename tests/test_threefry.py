@@ -96,7 +96,7 @@ def test_starts_drawn_on_the_host_are_those_of_the_program(x64, initial, precisi
     target = DiagonalGaussian(jnp.zeros(5), jnp.ones(5))
     expected = jax.jit(proposals)(target, initial, key, chains, np.int32(attempt), like)
     watch = Compilations()
-    found = initial.known(key, chains, attempt, like.size, dtype)
+    found = initial.known(key, initial.source(chains), attempt, like.size, dtype)
     assert watch.programs == 0 and found.dtype == dtype
     np.testing.assert_array_equal(found, expected)
 

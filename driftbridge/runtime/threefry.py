@@ -7,6 +7,7 @@ NumPy's arrays, where nothing is compiled. Keys of another generator than Threef
 `jax.random`.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ Words = tuple[Any, Any]
 Numbers = Int[np.ndarray, "..."] | Int[Array, "..."]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_ON_HOST = (operator.add, operator.xor, operator.or_, operator.lshift, operator.rshift)
+# JAX takes twice as long to trace an operator as the operation that it stands for.
+_TRACED = (lax.add, lax.bitwise_xor, lax.bitwise_or, lax.shift_left, lax.shift_right_logical)
 
 
 def threefry(key: Words, counter: Words) -> Words:
@@ -30,25 +34,14 @@ def threefry(key: Words, counter: Words) -> Words:
     """
     schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
     a, b = counter[0] + schedule[0], counter[1] + schedule[1]
-    mix = _mix if isinstance(a, np.ndarray | np.generic) else _mix_traced
+    add, xor, union, left, right = _ON_HOST if isinstance(a, np.ndarray) else _TRACED
     for i in range(5):
         for rotation in _ROTATIONS[i % 2]:
-            a, b = mix(a, b, np.uint32(rotation), np.uint32(32 - rotation))
+            a = add(a, b)
+            b = xor(a, union(left(b, np.uint32(rotation)), right(b, np.uint32(32 - rotation))))
         a = a + schedule[(i + 1) % 3]
         b = b + schedule[(i + 2) % 3] + np.uint32(i + 1)
     return a, b
-
-
-def _mix(a, b, left, right):
-    a = a + b
-    return a, a ^ ((b << left) | (b >> right))
-
-
-def _mix_traced(a, b, left, right):
-    # Tracing an operator takes twice as long as what it stands for.
-    a = lax.add(a, b)
-    rotated = lax.bitwise_or(lax.shift_left(b, left), lax.shift_right_logical(b, right))
-    return a, lax.bitwise_xor(a, rotated)
 
 
 # Traced once for each shape, however often a program draws.
@@ -67,9 +60,7 @@ def fold_in(key: Key[Array, ""], data: int | Numbers) -> Key[Array, "..."]:
         data = jnp.asarray(data).astype(jnp.uint32)
         words = _traced(words_of(key), (jnp.zeros_like(data), data))
         return jax.random.wrap_key_data(jnp.stack(words, axis=-1), impl="threefry2x32")
-    # NumPy warns of scalars that overflow, and lets arrays wrap around.
-    number = np.reshape(np.asarray(data, np.uint32), (-1,))
-    words = threefry(known_words(key), (np.zeros_like(number), number))
+    words = _folded(known_words(key), data)
     found: Any = np.stack(words, axis=-1).reshape(*np.shape(data), 2)
     return jax.random.wrap_key_data(found, impl="threefry2x32")
 
@@ -96,11 +87,17 @@ def known_unit_floats(
     """
     words = known_words(key)
     for number in numbers:
-        number = np.reshape(np.asarray(number, np.uint32), (-1,))
-        words = threefry(words, (np.zeros_like(number), number))
+        words = _folded(words, number)
     count = np.arange(size, dtype=np.uint32)[None]
     high, low = threefry((words[0][:, None], words[1][:, None]), (np.zeros_like(count), count))
     return _mantissas(high, low, dtype).view(dtype) - np.ones((), dtype)
+
+
+def _folded(words: Words, data) -> Words:
+    """The words of a known key with each number of `data` folded in, along one axis."""
+    # NumPy warns of scalars that overflow, and lets arrays wrap around.
+    number = np.reshape(np.asarray(data, np.uint32), (-1,))
+    return threefry(words, (np.zeros_like(number), number))
 
 
 def _mantissas(high, low, dtype):

@@ -60,8 +60,8 @@ class Gathering(Initial):
     def propose(self, target, key, like):
         return self.start.propose(target, key, like)
 
-    def known(self, key, chains, attempt, dim, dtype):
-        return self.start.known(key, chains, attempt, dim, dtype)
+    def known(self, key, sources, attempt, dim, dtype):
+        return self.start.known(key, sources, attempt, dim, dtype)
 
     def source(self, chain):
         return self.start.source(chain)

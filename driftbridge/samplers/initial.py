@@ -51,9 +51,17 @@ class Initial(eqx.Module):
         """One candidate."""
 
     def known(
-        self, key: Key[Array, ""], chains: Int[np.ndarray, " chains"], attempt: int, dim: int, dtype
+        self,
+        key: Key[Array, ""],
+        sources: Int[np.ndarray, " chains"],
+        attempt: int,
+        dim: int,
+        dtype,
     ) -> Float[np.ndarray, "chains dim"] | None:
-        """What `propose` gives all chains, drawn on the host; None where it takes a program."""
+        """What `propose` gives chains of the streams `sources`, drawn on the host.
+
+        None where it takes a program.
+        """
         return None
 
     def gather(
@@ -89,8 +97,8 @@ class Grouped(Initial):
     def propose(self, target, key, like):
         return self.start.propose(target, key, like)
 
-    def known(self, key, chains, attempt, dim, dtype):
-        return self.start.known(key, chains // self.group_size, attempt, dim, dtype)
+    def known(self, key, sources, attempt, dim, dtype):
+        return self.start.known(key, sources, attempt, dim, dtype)
 
     def source(self, chain):
         return self.start.source(chain // self.group_size)
@@ -111,13 +119,18 @@ class UniformStart(Initial):
 
     def propose(self, target, key, like):
         unit = unit_floats(key, like.size, like.dtype).reshape(like.shape)
-        return self.radius * (2 * unit - 1)
+        return on_cube(self.radius, unit)
 
-    def known(self, key, chains, attempt, dim, dtype):
+    def known(self, key, sources, attempt, dim, dtype):
         if not draws_here(key, dtype):
             return None
-        unit = known_unit_floats(key, (chains, attempt), dim, dtype)
-        return np.asarray(self.radius, dtype) * (2 * unit - 1)
+        unit = known_unit_floats(key, (sources, attempt), dim, dtype)
+        return on_cube(np.asarray(self.radius, dtype), unit)
+
+
+def on_cube(radius, unit):
+    """Numbers on [0, 1) carried to `[-radius, radius)`."""
+    return radius * (2 * unit - 1)
 
 
 def given_positions(target: Target, init, num_chains: int, dtype) -> np.ndarray:

@@ -134,7 +134,9 @@ def open_chains(
     for attempt in range(ATTEMPTS):
         good = None
         if initial is not None:
-            known = initial.known(key, chains, attempt, target.dim, dtype)
+            known = initial.known(
+                key, np.asarray(initial.source(chains)), attempt, target.dim, dtype
+            )
             good = usable if known is None else None
             positions = positions if known is None else np.where(usable[:, None], positions, known)
         laid = jax.device_put((chains, positions, good), sharding)
