@@ -35,7 +35,7 @@ def child(keep: str, num_samples: int) -> dict:
 
     def observed(run, phase, buffer, draws, thin):
         if not compiled:
-            lowered = driver.chunk_program().lower(
+            lowered = driver.chunk_program(run.num_chains).lower(
                 run.target, run.chains, buffer, run.chain_keys, np.int32(0), np.int32(1), None, None
             )
             sizes = lowered.compile().memory_analysis()

@@ -115,7 +115,7 @@ class Kernel:
         """Take `count` steps, in chunks of the buffer's capacity."""
         while count > 0:
             chunk = min(count, self.capacity)
-            self.chains, self.buffer, _ = chunk_program()(
+            self.chains, self.buffer, _ = chunk_program(len(self.keys))(
                 self.target,
                 self.chains,
                 self.buffer,

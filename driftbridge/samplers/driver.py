@@ -73,15 +73,21 @@ def log_densities(target: Target, positions):
     return jax.vmap(target.log_density)(positions)
 
 
-@cache
-def chunk_program() -> Any:
+def chunk_program(num_chains: int) -> Any:
     """`advance`, compiled, for the present backend.
 
-    On a CPU at level 2 of the compiler: for HMC, MALA, KLMC, UBU and the default sampler on five
-    targets, 1 to 64 chains, it runs as fast as at level 3 in the median (.91 to 1.09), and compiles
-    in 3/4 to 9/10 of the time.
+    On a CPU many chains are compiled at level 2 of XLA's optimiser, where compilation takes 3/4 to
+    9/10 of the time, and HMC, MALA, KLMC, UBU and the default sampler on five targets run as fast
+    as at level 3 in the median (.91 to 1.09). One chain is not: of a step of ten microseconds the
+    small operations beside the gradient are a part that level 3 makes smaller, by 4 to 10 % of the
+    step for kernels with a Metropolis decision.
     """
-    options = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
+    return _chunk_program(jax.default_backend() == "cpu" and num_chains > 1)
+
+
+@cache
+def _chunk_program(at_level_2: bool) -> Any:
+    options = {"xla_backend_optimization_level": 2} if at_level_2 else None
     return jax.jit(advance, donate_argnames=("buffer",), compiler_options=options)
 
 
@@ -185,7 +191,7 @@ class Run:
             self.clock.compile += self.ahead.wait()
             programs, self.ahead = self.ahead.programs, None
         watch, start = Compilations(), time.perf_counter()
-        chains, buffer, taken = chunk_program()(
+        chains, buffer, taken = chunk_program(self.num_chains)(
             self.target,
             self.chains,
             buffer,
@@ -256,7 +262,7 @@ def compile_ahead(
         buffer = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((capacity, *leaf.shape), leaf.dtype), rows
         )
-        return chunk_program().lower(
+        return chunk_program(chains.states.position.shape[0]).lower(
             target, chains, buffer, keys, np.int32(0), np.int32(0),
             None if thin == 1 else np.int32(thin), adapt, np.bool_(True),
         )  # fmt: skip
