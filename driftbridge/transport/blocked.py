@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from driftbridge.runtime.exponential import exponential
 from driftbridge.runtime.products import product
 from driftbridge.transport.entropic_problem import (
     LOG_ZERO,
@@ -38,7 +39,7 @@ def sweep(
 
     def block(t, rows):
         x, f, a = rows
-        density = jnp.exp(exponents(problem.cost, x, f, problem.y, g, epsilon))
+        density = exponential(exponents(problem.cost, x, f, problem.y, g, epsilon))
         s = product(density, problem.b)
         return t + product(a / s, density), s
 
@@ -59,7 +60,7 @@ def row_sweep(problem: Problem, g: Array, epsilon: Array, axis: Axis = None) -> 
         exponent = exponents(problem.cost, x, jnp.zeros_like(a), problem.y, g, epsilon)
         exponent = exponent + log_b[None, :]
         largest = jnp.max(exponent, axis=1)
-        mass = jnp.exp(exponent - largest[:, None])
+        mass = exponential(exponent - largest[:, None])
         s = jnp.sum(mass, axis=1)
         return c + product(a / s, mass), largest + jnp.log(s)
 

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from driftbridge.runtime.products import product
@@ -13,7 +14,9 @@ from driftbridge.transport.costs import Cost, cost_matrix
 # Stands for log 0: it loses against every logarithm of a weight, and makes no NaN.
 LOG_ZERO = -1e30
 # Bytes of a block of rows: it stays in cache between its two uses.
-BLOCK_BYTES = 1 << 23
+BLOCK_BYTES = 1 << 22
+# Dimensions up to which products of coordinates are added one by one, beside the exponential.
+ADDED = 4
 
 
 class Problem(eqx.Module):
@@ -67,13 +70,20 @@ def exponents(cost: Cost, x, f, y, g, epsilon) -> Float[Array, "block m"]:
     """`(f_i + g_j - C_ij) / epsilon` for a block of rows.
 
     For the squared distance the squares join the potentials, which leaves one product and two
-    sums for each entry.
+    sums for each entry. With few coordinates a matrix product would take as long as the rest.
     """
     if cost is not None:
         return (f[:, None] + g[None, :] - cost_matrix(cost, x, y)) / epsilon
     left = (f - jnp.sum(x**2, axis=1) / 2) / epsilon
     right = (g - jnp.sum(y**2, axis=1) / 2) / epsilon
-    return product(x / epsilon, y.T) + left[:, None] + right[None, :]
+    scaled, sums = x / epsilon, left[:, None] + right[None, :]
+    # Coordinates one behind the other: a loop over columns would stride through `y` itself.
+    rows = lax.optimization_barrier(y.T)
+    if x.shape[1] > ADDED:
+        return product(scaled, rows) + sums
+    for k in range(x.shape[1]):
+        sums = sums + scaled[:, k, None] * rows[None, k]
+    return sums
 
 
 def log_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -9,6 +9,7 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
+from driftbridge.runtime.exponential import exponential
 from driftbridge.runtime.products import product
 from driftbridge.transport.blocked import row_sweep
 from driftbridge.transport.entropic_problem import Problem, exponents, in_blocks, log_weights
@@ -223,7 +224,7 @@ def columns_of(problem: Problem, g: Array) -> Columns:
 def _conditional(problem: Problem, at: Columns, x: Array, f: Array) -> Array:
     """`W`, the conditional law of columns given these rows."""
     exponent = exponents(problem.cost, x, f, problem.y, at.g, problem.epsilon)
-    return jnp.exp(exponent + log_weights(problem.b)[None, :])
+    return exponential(exponent + log_weights(problem.b)[None, :])
 
 
 def _smoothing(problem: Problem, at: Columns, W: Array | None):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from driftbridge.runtime.exponential import exponential
 from driftbridge.runtime.products import product
 from driftbridge.transport.entropic_problem import (
     LOG_ZERO,
@@ -22,7 +23,7 @@ from driftbridge.transport.entropic_problem import (
 def _density(problem: Problem, x, f, g):
     # A column without mass has no density, whatever its potential: zero times infinity is no zero.
     g = jnp.where(problem.b > 0, g, LOG_ZERO)
-    return jnp.exp(exponents(problem.cost, x, f, problem.y, g, problem.epsilon))
+    return exponential(exponents(problem.cost, x, f, problem.y, g, problem.epsilon))
 
 
 @jax.jit

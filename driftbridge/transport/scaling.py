@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from driftbridge.runtime.exponential import exponential
 from driftbridge.runtime.products import product
 from driftbridge.transport.blocked import in_range, log_sweep
 from driftbridge.transport.costs import cost_matrix
@@ -54,7 +55,7 @@ def iterate_stored(problem: Problem, start: Iterate, settings: Settings) -> Iter
         # The two forms differ so that neither stores the exponents for the other.
         weighted, inverse = g + epsilon * log_b, 1 / epsilon
         largest = jnp.max(weighted[None, :] - costs, axis=1) * inverse
-        kernel = jnp.exp((weighted * inverse)[None, :] - costs * inverse - largest[:, None])
+        kernel = exponential((weighted * inverse)[None, :] - costs * inverse - largest[:, None])
         tolerance = stage_tolerance(iterate, problem.epsilon, settings)
         left = jnp.minimum(settings.max_iterations - iterate.iterations - logs, ABSORB_EVERY)
 
