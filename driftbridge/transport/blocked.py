@@ -51,7 +51,7 @@ def row_sweep(problem: Problem, g: Array, epsilon: Array, axis: Axis = None) -> 
     """`f`, the softmin of `g`, in the log domain, and the column sums `c` of the plan of both.
 
     One exponential for each entry, where `log_sweep` takes two in two passes; a
-    column far from all rows may have a sum of zero here.
+    column far from all rows may have a sum without digits here.
     """
     log_b = log_weights(problem.b)
 
