@@ -8,7 +8,7 @@ and numbers are counted from the kernel itself. BlackJAX's kernels run on the sa
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -261,19 +261,18 @@ def bar(name: str, num_chains: int) -> float:
     return 1.15 if num_chains == 1 else 1.10
 
 
-def measure(num_chains: int, kernels, peers, pairs: int, seconds: float) -> list[Row]:
-    """The rows of one number of chains."""
+def measure(num_chains: int, kernels, peers, pairs: int, seconds: float) -> Iterator[Row]:
+    """The rows of one number of chains, as they are timed."""
     X, y = data()
     target = GLM(X, y, "logistic", "gaussian")
     positions = 0.1 * jax.random.normal(jax.random.key(0), (num_chains, target.dim))
-    rows = []
     for name in kernels:
         kernel = Kernel(target, KERNELS[name], positions)
         work = kernel.work()
         runs = {name: kernel.run, "must do": must_do(target, positions, work)}
         if (peer := next((p for p in peers if PEERS[p].ours == name), None)) is not None:
             runs[f"BlackJAX {peer}"] = peer_steps(target, positions, PEERS[peer])
-        rows += compare(runs, num_chains, work, pairs, seconds)
+        yield from compare(runs, num_chains, work, pairs, seconds)
     for peer in peers:
         if PEERS[peer].ours is None:
             work = PEERS[peer].work
@@ -281,8 +280,7 @@ def measure(num_chains: int, kernels, peers, pairs: int, seconds: float) -> list
                 f"BlackJAX {peer}": peer_steps(target, positions, PEERS[peer]),
                 "must do": must_do(target, positions, work),
             }
-            rows += compare(runs, num_chains, work, pairs, seconds)
-    return rows
+            yield from compare(runs, num_chains, work, pairs, seconds)
 
 
 def compare(runs, num_chains: int, work: Work, pairs: int, seconds: float) -> list[Row]:
@@ -310,8 +308,12 @@ def main() -> int:
         chains, kernels, peers, pairs, seconds = (4,), SMALL, ("MALA",), 3, 2e-3
     else:
         chains, kernels, peers, pairs, seconds = (1, 4, 64), KERNELS, PEERS, 11, 3e-2
-    rows = [row for c in chains for row in measure(c, kernels, peers, pairs, seconds)]
     print("In brackets: gradients a step. Times are of one step of all chains.\n")
+    rows = []
+    for num_chains in chains:
+        for row in measure(num_chains, kernels, peers, pairs, seconds):
+            print(f"{row.label}: {row.ratio.median:.3g}", flush=True)
+            rows.append(row)
     return finish("steps", rows, chosen)
 
 
