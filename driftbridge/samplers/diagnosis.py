@@ -8,7 +8,8 @@ import numpy as np
 class Diagnosis(NamedTuple):
     """Mixing of every parameter; arrays follow `names`.
 
-    `error` is the Monte Carlo standard error of the mean in posterior standard deviations.
+    `error` is the Monte Carlo standard error of the mean in posterior standard deviations, NaN
+    where it was not asked for.
     """
 
     names: tuple[str, ...]

@@ -108,6 +108,7 @@ def nested_rank_r_hat(x: np.ndarray, num_groups: int) -> np.ndarray:
     return np.fmax(nested(bulk, num_groups), nested(folded, num_groups))
 
 
+@lru_cache(maxsize=64)
 def fast_length(least: int) -> int:
     """The smallest product of powers of 2, 3 and 5 that is not below `least`."""
     odd = (3**i * 5**j for i in range(24) for j in range(16))

@@ -33,11 +33,13 @@ def diagnose(
     names: Sequence[str],
     num_groups: int | None,
     ranks: Iterable[np.ndarray | None] | None = None,
+    with_error: bool = True,
 ) -> Diagnosis:
     """Diagnosis of draws that come in blocks `(chains, draws, *event)`; constants are left out.
 
     `names` are labels of all entries of all blocks, in order. R-hat is nested for groups of chains.
-    `ranks` is `diagnostics.mixing` of each block, where it is known.
+    `ranks` is `diagnostics.mixing` of each block, where it is known. Errors are NaN if not wanted:
+    they take a sixth of the time.
     """
     kept_names: list[str] = []
     columns: list[np.ndarray] = []
@@ -52,7 +54,9 @@ def diagnose(
         flat = flat[..., keep]
         known = None if known is None else np.reshape(known, (3, -1))[:, keep]
         state = diagnostics.convergence(flat, num_groups, ranks=known)
-        error = diagnostics.mcse_mean(flat) / flat.std(axis=(0, 1))
+        error = np.full(flat.shape[2], np.nan)
+        if with_error:
+            error = diagnostics.mcse_mean(flat) / flat.std(axis=(0, 1))
         columns.append(np.stack([state.r_hat, state.ess_bulk, state.ess_tail, error]))
     return Diagnosis(
         tuple(kept_names), *(np.concatenate(columns, axis=1) if columns else np.zeros((4, 0)))
@@ -92,10 +96,10 @@ class Keeper(abc.ABC):
         """Go back to the moment of a checkpoint."""
 
     @abc.abstractmethod
-    def diagnose(self) -> Diagnosis:
-        """Mixing of the kept draws, parameter by parameter."""
+    def diagnose(self, with_error: bool = True) -> Diagnosis:
+        """Mixing of the kept draws, parameter by parameter; with the errors of means if wanted."""
 
-    def glance(self) -> Diagnosis | None:
+    def glance(self, with_error: bool = True) -> Diagnosis | None:
         """Mixing of a few parameters, those likeliest to fail; None where it costs that of all."""
         return None
 
@@ -125,11 +129,12 @@ class InMemory(Keeper):
     def restore(self, arrays, counts):
         raise TypeError("draws in memory end with their process; give the run a store to resume it")
 
-    def glance(self):
+    def glance(self, with_error=True):
         flat, names = diagnostics.flatten(self._look().parameters)
         scale = diagnostics.split_r_hat(flat)
         few = np.argsort(np.where(np.isnan(scale), -np.inf, scale))[-GLANCED:]
-        return diagnose([flat[..., few]], [names[i] for i in few], self.num_groups)
+        some = [names[i] for i in few]
+        return diagnose([flat[..., few]], some, self.num_groups, with_error=with_error)
 
     def _look(self) -> Draws:
         positions = self.positions("sampling")
@@ -137,9 +142,9 @@ class InMemory(Keeper):
             self._seen = Draws(self.target, positions, {}, tuned=None)
         return self._seen
 
-    def diagnose(self):
+    def diagnose(self, with_error=True):
         seen = self._look()
-        return diagnose(seen.blocks(), seen.names, self.num_groups, seen.mixing)
+        return diagnose(seen.blocks(), seen.names, self.num_groups, seen.mixing, with_error)
 
     def draws(self, tuned, metadata):
         phases = [(self.positions(phase), self.stats(phase)) for phase in ("warmup", "sampling")]
@@ -209,10 +214,10 @@ class OnDisk(Keeper):
                     )
                 self.store.truncate(group, count)
 
-    def diagnose(self):
+    def diagnose(self, with_error=True):
         arrays = self.store.arrays("posterior")
         blocks = (block for name in arrays for block in arrays.blocks(name))
-        return diagnose(blocks, names_of(self.target), self.num_groups)
+        return diagnose(blocks, names_of(self.target), self.num_groups, with_error=with_error)
 
     def draws(self, tuned, metadata):
         return stored_draws(self.store, self.target, tuned, metadata)
@@ -310,7 +315,7 @@ class Reduced(Keeper):
             self._states.append(tuple(rest[:length]))
             rest = rest[length:]
 
-    def diagnose(self):
+    def diagnose(self, with_error=True):
         found = {}
         for reducer, state in zip(self.reducers, self._states, strict=True):
             if isinstance(reducer, Mixing | Mean):

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -301,13 +302,20 @@ def draw_until(run: Run, until: Until) -> str | None:
         late = until.seconds is not None and run.clock.seconds["sampling"] >= until.seconds
         is_last = late or look >= until.max_draws
         # What a glance finds unmet is: only the last look has to name the worst of all.
-        few = None if is_last else run.keeper.glance()
+        wants_error = until.mcse is not None
+        few = None if is_last else run.keeper.glance(wants_error)
         unmet = None if few is None else until.unmet(few)
         if unmet is None:
-            unmet = until.unmet(run.keeper.diagnose())
+            unmet = until.unmet(run.keeper.diagnose(wants_error))
         if unmet is None or is_last:
             run.tell("sampling", run.keeper.count("sampling"))
             return unmet
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Those of the packages whose numbers the draws are; to read them takes some milliseconds."""
+    return {name: version(name) for name in ("driftbridge", "jax", "numpy")}
 
 
 def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | None) -> Draws:
@@ -329,7 +337,7 @@ def result(run: Run, num_samples: int | Until, interrupted: bool, unmet: str | N
         "gradients_sampling": run.clock.gradients["sampling"],
         "looked_at": run.clock.looked_at,
         "outside": run.clock.outside,
-        "versions": {name: version(name) for name in ("driftbridge", "jax", "numpy")},
+        "versions": dict(versions()),
     }
     draws = run.keeper.draws(run.chains.sampler, metadata)
     for finding in draws.warnings:

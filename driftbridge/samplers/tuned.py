@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from driftbridge.samplers.diagnostics import labels
 from driftbridge.samplers.door import check_counts, check_kinds
 from driftbridge.samplers.driver import SamplingError
 from driftbridge.samplers.keeping import InMemory, names_of
-from driftbridge.samplers.sample import opened
+from driftbridge.samplers.sample import opened, versions
 from driftbridge.targets.base import Target
 from driftbridge.targets.layout import Layout
 
@@ -163,7 +162,7 @@ def tune(
         "seconds_compile": run.clock.compile,
         **run.facts,
         **told,
-        "versions": {name: version(name) for name in ("driftbridge", "jax", "numpy")},
+        "versions": dict(versions()),
     }
     return Tuned(run.chains.sampler, np.asarray(run.chains.states.position), facts)
 
