@@ -97,8 +97,7 @@ def kernels(target: GLM, small: bool) -> dict[str, tuple[Sampler, int]]:
         "UBU": (UBU(), STEPS),
     }
     found = {}
-    for name in ("MALT",) if small else made:
-        kernel, thin = made[name]
+    for name, (kernel, thin) in made.items():
         sampler = tune(target, kernel, num_chains=8, num_warmup=150 if small else 1000).sampler
         if name == "JitteredHMC":
             length = STEPS * step_size_of(sampler)
@@ -109,7 +108,7 @@ def kernels(target: GLM, small: bool) -> dict[str, tuple[Sampler, int]]:
 
 def measure(target: GLM, small: bool) -> list[dict]:
     """Rows of all chain counts."""
-    chosen = {4: (20, 20)} if small else DRAWS
+    chosen = {1: (40, 40), 4: (20, 20)} if small else DRAWS
     settings: Any = {"sampler": MALA(), "num_samples": 200} if small else {}
     known = db.sample(target, **settings).positions.reshape(-1, target.dim)
     peer, own = nuts(target), kernels(target, small)

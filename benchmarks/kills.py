@@ -54,10 +54,10 @@ def killed(folder: Path, num_samples: int, after: float) -> tuple[str, bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="one kill of a short run")
+    parser.add_argument("--small", action="store_true", help="three kills of a short run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    kills, num_samples = (1, 4000) if options.small else (20, 20_000)
+    kills, num_samples = (3, 4000) if options.small else (20, 20_000)
     rng = random.Random(options.seed)
     failures = 0
     with tempfile.TemporaryDirectory() as folder:

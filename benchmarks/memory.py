@@ -73,7 +73,7 @@ def main() -> int:
         print(json.dumps(child(keep, int(num_samples))))
         return 0
     chosen = options(__doc__)
-    sizes = (500,) if chosen.small else (1000, 10_000, 100_000)
+    sizes = (500, 2000) if chosen.small else (1000, 10_000, 100_000)
     print(machine(), f"{CHAINS} chains in {DIM} dimensions, megabytes", sep="\n\n", end="\n\n")
     print("| kept | draws a chain | peak of the process | live arrays | compiled chunk |")
     print("| --- | --- | --- | --- | --- |")

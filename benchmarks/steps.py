@@ -305,7 +305,7 @@ def compare(runs, num_chains: int, work: Work, pairs: int, seconds: float) -> li
 def main() -> int:
     chosen = options(__doc__)
     if chosen.small:
-        chains, kernels, peers, pairs, seconds = (4,), SMALL, ("MALA",), 3, 2e-3
+        chains, kernels, peers, pairs, seconds = (1, 4), SMALL, ("MALA",), 3, 2e-3
     else:
         chains, kernels, peers, pairs, seconds = (1, 4, 64), KERNELS, PEERS, 11, 3e-2
     print("In brackets: gradients a step. Times are of one step of all chains.\n")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
         ("steps", "C = 4: MALA (1)"),
         ("memory", "draws"),
         ("bias", "| log cosh | UBU |"),
-        ("kills", "of 1"),
+        ("kills", "of 3"),
         ("swap", "| eight_schools | driftbridge |"),
         ("chain_counts", "| 4 | MALT |"),
         ("apply", "| 4,000 |"),

@@ -87,7 +87,7 @@ def test_rows_have_their_verdicts(capsys):
     assert "NOT AS IT SHOULD" in capsys.readouterr().out
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_all_verdicts_are_as_they_should_be(capsys):
     assert main(["--small"]) == 0
     assert "14 of 14" in capsys.readouterr().out

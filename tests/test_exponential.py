@@ -21,7 +21,7 @@ def test_error_is_that_of_rounding_the_argument():
 def test_ends_of_the_range():
     x = jnp.asarray([-1e30, -200.0, 89.0, jnp.inf, jnp.nan], jnp.float32)
     least, below, above, infinite, missing = np.asarray(exponential(x))
-    # Never subnormal, which is slow; and no smaller than any sum that a solver trusts.
+    # Never subnormal, which is slow; and smaller than any sum that a solver trusts.
     assert least == below == np.finfo(np.float32).tiny
     assert above == infinite == np.inf and np.isnan(missing)
 
