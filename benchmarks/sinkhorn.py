@@ -146,7 +146,7 @@ def time_forms(n: int, dim: int) -> tuple[list[Row], list[str]]:
         needs = solve_form.lower(form, problem, start, settings).compile().memory_analysis()
         mebibytes = needs.temp_size_in_bytes / 2**20
         lines.append(f"n {n}, d {dim}: the {form} form holds {mebibytes:.0f} MiB")
-    timings = paired(programs, pairs=3, control=())
+    timings = paired(programs, pairs=5, control=())
     row = at_most(1.25, f"n {n}, d {dim}: blocked over stored, {many} iterations", timings,
                   "blocked", "stored", many)  # fmt: skip
     seconds = timings.median("blocked") - timings.median("blocked, few")

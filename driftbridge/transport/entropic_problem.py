@@ -69,18 +69,21 @@ def in_blocks(problem: Problem, *rows: Array) -> tuple[Array, ...]:
 def exponents(cost: Cost, x, f, y, g, epsilon) -> Float[Array, "block m"]:
     """`(f_i + g_j - C_ij) / epsilon` for a block of rows.
 
-    For the squared distance the squares join the potentials, which leaves one product and two
-    sums for each entry. With few coordinates a matrix product would take as long as the rest.
+    For the squared distance the squares join the potentials, and both join the coordinates as
+    two more columns: one product for each entry. With few coordinates a matrix product would take
+    as long as the rest, so that they are added one by one.
     """
     if cost is not None:
         return (f[:, None] + g[None, :] - cost_matrix(cost, x, y)) / epsilon
     left = (f - jnp.sum(x**2, axis=1) / 2) / epsilon
     right = (g - jnp.sum(y**2, axis=1) / 2) / epsilon
-    scaled, sums = x / epsilon, left[:, None] + right[None, :]
+    scaled = x / epsilon
+    if x.shape[1] > ADDED:
+        columns = jnp.column_stack([scaled, left, jnp.ones_like(left)])
+        return product(columns, jnp.vstack([y.T, jnp.ones_like(right), right]))
     # Coordinates one behind the other: a loop over columns would stride through `y` itself.
     rows = lax.optimization_barrier(y.T)
-    if x.shape[1] > ADDED:
-        return product(scaled, rows) + sums
+    sums = left[:, None] + right[None, :]
     for k in range(x.shape[1]):
         sums = sums + scaled[:, k, None] * rows[None, k]
     return sums
