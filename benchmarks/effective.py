@@ -49,7 +49,7 @@ def ours(target, seed: int) -> Run:
     seconds = time.perf_counter() - start
     facts = draws.metadata
     gradients = facts["gradients_warmup"] + facts["gradients_sampling"]
-    return Run(np.asarray(draws.positions), gradients, seconds)
+    return Run(np.asarray(draws.positions), gradients, seconds, facts["gradients_warmup"])
 
 
 def judged(run: Run) -> dict:
@@ -66,6 +66,7 @@ def judged(run: Run) -> dict:
         "converged": bool(scale < 1.01 and min(bulk, tail) >= 800),
         "seconds": run.seconds,
         "gradients": run.gradients,
+        "warmup": None if run.warmup is None else run.warmup / len(x),
         "draws": x.shape[:2],
     }
 
@@ -206,6 +207,7 @@ def compare(name: str, case: Case, small: bool) -> list[dict]:
                 "compile": compiled[side],
                 "r_hat": float(np.median([r["r_hat"] for r in runs])),
                 "draws": runs[0]["draws"],
+                "warmup": [r["warmup"] for r in runs],
                 **{
                     f"{what} per {unit}": float(
                         np.median([r[what] / r[unit] * factor for r in runs])
@@ -231,6 +233,9 @@ BARS = {
     },
 }
 
+# Most gradients a chain that our warm-up takes, in the median over seeds.
+WARMUP = {"regression": 300}
+
 
 def main() -> int:
     parser = parser_of(__doc__)
@@ -255,6 +260,16 @@ def main() -> int:
                 flush=True,
             )
         mine = part[0]
+        gradients = np.array(mine["warmup"])
+        line = (
+            f"  warm-up: {np.median(gradients):.0f} gradients a chain in the median over seeds, "
+            f"{gradients.min():.0f} to {gradients.max():.0f}"
+        )
+        if name in WARMUP:
+            good = bool(np.median(gradients) <= WARMUP[name])
+            met &= good
+            line += f", at most {WARMUP[name]}: {verdict(good)}"
+        print(line)
         for row in part[1:]:
             if (bar := BARS.get((name, row["side"]))) is None:
                 continue

@@ -20,11 +20,15 @@ START = 1.0
 
 
 class Run(NamedTuple):
-    """Draws `(chains, draws, dim)`, gradients of all chains in all, and seconds."""
+    """Draws `(chains, draws, dim)`, gradients of all chains in all, and seconds.
+
+    `warmup`: gradients of the warm-up, where they are known.
+    """
 
     positions: np.ndarray
     gradients: int
     seconds: float
+    warmup: int | None = None
 
 
 def peer(program: Callable, target) -> Callable[[object, int], Run]:

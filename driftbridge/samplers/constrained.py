@@ -1,7 +1,9 @@
 """Draws in the user's names: constrained in blocks of one size, by one program."""
 
 from functools import partial
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,26 @@ from driftbridge.targets.base import Target
 BLOCK = 1024
 
 
+class Parameters(eqx.Module):
+    """Parameters in the order of `target.constrain`; JAX sorts the keys of a dict."""
+
+    values: tuple[Any, ...]
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def named(self) -> dict[str, Any]:
+        """Values by name, in order."""
+        return dict(zip(self.names, self.values, strict=True))
+
+
 @jax.jit
-def _constrain(target: Target, positions):
-    return jax.vmap(target.constrain)(positions)
+def _one(target: Target, position) -> Parameters:
+    parameters = target.constrain(position)
+    return Parameters(tuple(parameters.values()), tuple(parameters))
+
+
+@jax.jit
+def _constrain(target: Target, positions) -> Parameters:
+    return jax.vmap(partial(_one, target))(positions)
 
 
 @jax.jit
@@ -39,25 +58,16 @@ def _in_blocks(function, positions: np.ndarray):
 
 def parameter_shapes(target: Target, dtype) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter, in the order of `target.constrain`."""
-    order: list[str] = []
-
-    def constrain(x):
-        out = target.constrain(x)
-        order.extend(out)  # JAX sorts the keys of a dict that leaves a program
-        return out
-
-    shapes = jax.eval_shape(constrain, jax.ShapeDtypeStruct((target.dim,), dtype))
-    return {name: shapes[name] for name in order}
+    return jax.eval_shape(_one, target, jax.ShapeDtypeStruct((target.dim,), dtype)).named()
 
 
 def constrained(target: Target, positions: np.ndarray) -> dict[str, np.ndarray]:
     """Parameters by name, each `(chains, draws, *event)`, of positions `(chains, draws, dim)`."""
-    shapes = parameter_shapes(target, positions.dtype)
     if not positions.size:
         lead = positions.shape[:2]
+        shapes = parameter_shapes(target, positions.dtype)
         return {name: np.zeros((*lead, *s.shape), s.dtype) for name, s in shapes.items()}
-    values = _in_blocks(partial(_constrain, target), positions)
-    return {name: values[name] for name in shapes}
+    return _in_blocks(partial(_constrain, target), positions).named()
 
 
 def log_densities(target: Target, positions: np.ndarray) -> np.ndarray:

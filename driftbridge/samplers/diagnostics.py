@@ -304,8 +304,11 @@ def e_bfmi(energy: Any) -> Float[np.ndarray, " chains"]:
 
 
 def mixing(values: Any) -> np.ndarray:
-    """Bulk ESS, tail ESS and rank-normalised R-hat, `(3, *event)`; they share one sorting."""
-    return _each(estimators.rank_diagnostics, values, lead=(3,))
+    """Bulk ESS, tail ESS and rank-normalised R-hat, `(3, *event)`; they share one sorting.
+
+    Ranks do not depend on the dtype, so that the values stay in their own.
+    """
+    return _each(estimators.rank_diagnostics, values, lead=(3,), dtype=None)
 
 
 def summarise(values: Any, ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -326,7 +329,9 @@ def summarise(values: Any, ranks: np.ndarray | None = None) -> dict[str, np.ndar
 
 
 def _as_draws(values: Any) -> np.ndarray:
-    array = np.asarray(values, np.float64)
+    array = np.asarray(values)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
     if array.ndim < 2 or not array.size:
         raise ValueError(
             f"draws must have shape (chains, draws, ...) and not be empty; got {array.shape}."
@@ -339,8 +344,12 @@ def _each(
     values: Any,
     lead: tuple[int, ...] = (),
     skip: tuple[str, ...] = (NOT_FINITE, CONSTANT, TOO_SHORT),
+    dtype: type | None = np.float64,
 ) -> np.ndarray:
-    """Apply a statistic to blocks of the parameters that can be judged; NaN for the others."""
+    """Apply a statistic to blocks of the parameters that can be judged; NaN for the others.
+
+    Blocks `(params, chains, draws)` are of `dtype`, or of that of the values.
+    """
     array = _as_draws(values)
     chains, draws, *event = array.shape
     flat = array.reshape(chains, draws, -1)
@@ -350,7 +359,8 @@ def _each(
 
     def fill(block: np.ndarray) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
-            out[..., block] = statistic(np.ascontiguousarray(np.moveaxis(flat[:, :, block], 2, 0)))
+            rows = np.moveaxis(flat[:, :, block], 2, 0)
+            out[..., block] = statistic(np.ascontiguousarray(rows, dtype or flat.dtype))
 
     blocks = [usable[start : start + size] for start in range(0, len(usable), size)]
     if len(blocks) < 2:

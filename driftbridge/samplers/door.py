@@ -78,10 +78,7 @@ def check_target(target: Any, sampler: Sampler, dtype: np.dtype) -> None:
                 f"{name} needs a target with the capability {need!r}, which "
                 f"{type(target).__name__} does not have."
             )
-    out, parameters = jax.eval_shape(
-        lambda x: (target.log_density(x), target.constrain(x)),
-        jax.ShapeDtypeStruct((target.dim,), dtype),
-    )
+    out, parameters = jax.eval_shape(outputs, target, jax.ShapeDtypeStruct((target.dim,), dtype))
     check_names(target, parameters)
     shape, found = getattr(out, "shape", None), getattr(out, "dtype", None)
     if shape != ():
@@ -96,6 +93,13 @@ def check_target(target: Any, sampler: Sampler, dtype: np.dtype) -> None:
         )
     if has_step_size(sampler):
         check_positive(step_size=step_size_of(sampler))
+
+
+# Compiled by nobody: JAX keeps the trace for the next run.
+@jax.jit
+def outputs(target: Target, x: Any) -> Any:
+    """What a target makes of a position."""
+    return target.log_density(x), target.constrain(x)
 
 
 def check_names(target: Target, parameters: dict[str, Any]) -> None:

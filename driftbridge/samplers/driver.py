@@ -303,22 +303,22 @@ def to_host(leaf, draws: int) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(np.asarray(leaf)[:draws], 0, 1))
 
 
+# Compiled by nobody: JAX keeps the trace, which takes longer than all else of a second run's start.
+@jax.jit
+def one_row(target: Target, chains: Chains, keys) -> Rows:
+    """The rows of one transition, `(chains, ...)` each."""
+    number = chains.states.position.shape[0]
+    noise = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (number, *leaf.shape)),
+        chains.sampler.noise(keys[0], chains.states.position[0]),
+    )
+    sampler = chains.sampler.at_step(jnp.int32(0))
+    return pack(record_of(*transition(target, sampler, chains.states, noise)))
+
+
 def row_shapes(target: Target, chains: Chains, keys) -> Rows:
     """Shapes of the rows of one draw, `(chains, ...)` each; of `chains` only shapes are read."""
-
-    def noise(chains, keys):
-        return chains.sampler.noise(keys[0], chains.states.position[0])
-
-    def one(chains, noise):
-        sampler = chains.sampler.at_step(jnp.int32(0))
-        return pack(record_of(*transition(target, sampler, chains.states, noise)))
-
-    number = chains.states.position.shape[0]
-    batched = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((number, *leaf.shape), leaf.dtype),
-        jax.eval_shape(noise, chains, keys),
-    )
-    return jax.eval_shape(one, chains, batched)
+    return jax.eval_shape(one_row, target, chains, keys)
 
 
 def empty_rows(target: Target, chains: Chains, keys, capacity: int) -> Rows:

@@ -1,19 +1,24 @@
 """R-hat, effective sample size and Monte Carlo errors of blocks of parameters.
 
 Here `x` has shape `(params, chains, draws)`, is finite, and no parameter is constant; a function
-gives one number for each parameter. V21 is Vehtari et al. (2021), cited in `diagnostics`.
+gives one number for each parameter. `x` is of float64; what takes ranks alone takes any dtype. V21
+is Vehtari et al. (2021), cited in `diagnostics`.
 """
 
 from functools import lru_cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
 
 def split(x: np.ndarray) -> np.ndarray:
     """Halves of every chain as chains of their own (V21, section 3.1)."""
-    half = x.shape[2] // 2
-    return np.concatenate([x[:, :, :half], x[:, :, -half:]], axis=1)
+    params, chains, draws = x.shape
+    half = draws // 2
+    if draws % 2:
+        x = np.concatenate([x[:, :, :half], x[:, :, -half:]], axis=2)
+    return x.reshape(params, 2 * chains, half)
 
 
 def squares(x: np.ndarray) -> np.ndarray:
@@ -22,16 +27,17 @@ def squares(x: np.ndarray) -> np.ndarray:
 
 
 def sorted_scores(ordered: np.ndarray) -> np.ndarray:
-    """Normal quantiles of `(rank - 3/8) / (size + 1/4)` of sorted rows, ties at their mean rank."""
-    size = ordered.shape[1]
-    table = score_table(size)
-    scores = np.tile(table[::2], (len(ordered), 1))
-    ties = ordered[:, 1:] == ordered[:, :-1]
-    if ties.any():
-        before, after = (np.pad(ties, ((0, 0), ends)) for ends in ((1, 0), (0, 1)))
-        first = np.nonzero(after & ~before)[1]
-        last = np.nonzero(before & ~after)[1]
-        scores[before | after] = np.repeat(table[first + last], last - first + 1)
+    """Normal quantiles of `(rank - 3/8) / (size + 1/4)` of one sorted row, ties at mean ranks."""
+    table = score_table(len(ordered))
+    scores = table[::2]
+    ties = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if ties.size:
+        scores = scores.copy()
+        first = ties[np.diff(ties, prepend=-2) > 1]
+        last = ties[np.diff(ties, append=len(ordered)) > 1] + 1
+        tied = np.zeros(len(ordered), bool)
+        tied[ties] = tied[ties + 1] = True
+        scores[tied] = np.repeat(table[first + last], last - first + 1)
     return scores
 
 
@@ -46,21 +52,29 @@ def normal_quantiles(probability: np.ndarray) -> np.ndarray:
     return np.fromiter(map(NormalDist().inv_cdf, probability.tolist()), float, len(probability))
 
 
-def normal_scores(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normal scores of `x`, and of its distance from the median, sorting once."""
+class Scores(NamedTuple):
+    """Normal scores of values and of their distances from the median; the values in order."""
+
+    bulk: np.ndarray
+    folded: np.ndarray
+    ordered: np.ndarray
+
+
+def normal_scores(x: np.ndarray) -> Scores:
+    """Scores of the shape of `x`, and `(params, size)` values in order, sorting once."""
     flat = x.reshape(len(x), -1)
-    order = np.argsort(flat, axis=1)
-    ordered = np.take_along_axis(flat, order, 1)
+    bulk, fold, ordered = (np.empty(flat.shape) for _ in Scores._fields)
     middle = flat.shape[1] // 2
-    median = (ordered[:, middle] + ordered[:, -1 - middle]) / 2
-    # Falling, then rising: a merge sort takes it in one pass.
-    folded = np.abs(ordered - median[:, None])
-    again = np.argsort(folded, axis=1, kind="stable")
-    ordered_folded = np.take_along_axis(folded, again, 1)
-    bulk, fold = np.empty_like(flat), np.empty_like(flat)
-    np.put_along_axis(bulk, order, sorted_scores(ordered), 1)
-    np.put_along_axis(fold, np.take_along_axis(order, again, 1), sorted_scores(ordered_folded), 1)
-    return bulk.reshape(x.shape), fold.reshape(x.shape)
+    # Row by row, as all that is done with one stays in cache.
+    for i, row in enumerate(flat):
+        order = np.argsort(row)
+        ordered[i] = increasing = row[order].astype(np.float64)
+        bulk[i, order] = sorted_scores(increasing)
+        # Falling, then rising: a merge sort takes it in one pass.
+        distance = np.abs(increasing - (increasing[middle] + increasing[-1 - middle]) / 2)
+        again = np.argsort(distance, kind="stable")
+        fold[i, order[again]] = sorted_scores(distance[again])
+    return Scores(bulk.reshape(x.shape), fold.reshape(x.shape), ordered)
 
 
 def ratio(between: np.ndarray, within: np.ndarray) -> np.ndarray:
@@ -78,18 +92,20 @@ def r_hat(x: np.ndarray) -> np.ndarray:
 
 
 def rank_r_hat(x: np.ndarray) -> np.ndarray | float:
-    return larger_r_hat(*normal_scores(split(x))) if x.shape[1] > 1 else np.nan
+    return larger_r_hat(normal_scores(split(x))) if x.shape[1] > 1 else np.nan
 
 
-def larger_r_hat(bulk: np.ndarray, folded: np.ndarray) -> np.ndarray:
-    return np.fmax(r_hat(bulk), r_hat(folded))
+def larger_r_hat(scores: Scores) -> np.ndarray:
+    return np.fmax(r_hat(scores.bulk), r_hat(scores.folded))
 
 
 def rank_diagnostics(x: np.ndarray) -> np.ndarray:
     """Bulk ESS, tail ESS and R-hat, rows of one array."""
-    bulk, folded = normal_scores(split(x))
-    scale = larger_r_hat(bulk, folded) if x.shape[1] > 1 else np.full(len(x), np.nan)
-    return np.stack([ess(bulk), tail_ess(x), scale])
+    scores = normal_scores(split(x))
+    scale = larger_r_hat(scores) if x.shape[1] > 1 else np.full(len(x), np.nan)
+    # Halves of an odd number of draws lack the middle one.
+    ordered = scores.ordered if x.shape[2] % 2 == 0 else None
+    return np.stack([ess(scores.bulk), tail_ess(x, ordered), scale])
 
 
 def nested(x: np.ndarray, num_groups: int) -> np.ndarray:
@@ -104,8 +120,8 @@ def nested(x: np.ndarray, num_groups: int) -> np.ndarray:
 
 
 def nested_rank_r_hat(x: np.ndarray, num_groups: int) -> np.ndarray:
-    bulk, folded = normal_scores(x)
-    return np.fmax(nested(bulk, num_groups), nested(folded, num_groups))
+    scores = normal_scores(x)
+    return np.fmax(nested(scores.bulk, num_groups), nested(scores.folded, num_groups))
 
 
 @lru_cache(maxsize=64)
@@ -120,7 +136,8 @@ def autocovariance(x: np.ndarray) -> np.ndarray:
     draws = x.shape[2]
     length = fast_length(2 * draws)
     spectrum = np.fft.rfft(x - x.mean(2, keepdims=True), length, axis=2)
-    power = (np.square(spectrum.real) + np.square(spectrum.imag)).mean(1)
+    parts = spectrum.real, spectrum.imag
+    power = sum(np.einsum("pcf,pcf->pf", part, part) for part in parts) / x.shape[1]
     return np.fft.irfft(power, length, axis=1)[:, :draws] / draws
 
 
@@ -146,22 +163,29 @@ def ess(x: np.ndarray) -> np.ndarray:
     return np.where(constant, size, size / np.maximum(tau, 1 / np.log10(size)))
 
 
-def quantile(x: np.ndarray, probability: float) -> np.ndarray:
-    """Interpolated order statistics (type 7 of Hyndman & Fan 1996), shape `(params, 1, 1)`."""
+def quantile(x: np.ndarray, probability: float, ordered: np.ndarray | None = None) -> np.ndarray:
+    """Interpolated order statistics (type 7 of Hyndman & Fan 1996), shape `(params, 1, 1)`.
+
+    `ordered` has the values of each parameter in order, where they are known.
+    """
     flat = x.reshape(len(x), -1)
     size = flat.shape[1]
     place = size * probability + 1 - probability
     below = int(np.clip(np.floor(place), 1, size - 1))
-    low, high = np.partition(flat, (below - 1, below), axis=1)[:, below - 1 : below + 1].T
+    if ordered is None:
+        ordered = np.partition(flat, (below - 1, below), axis=1)
+    low, high = ordered[:, below - 1 : below + 1].T.astype(np.float64)
     return (low + np.clip(place - below, 0, 1) * (high - low))[:, None, None]
 
 
-def quantile_ess(x: np.ndarray, probability: float) -> np.ndarray:
-    return ess(split((x <= quantile(x, probability)).astype(np.float64)))
+def quantile_ess(
+    x: np.ndarray, probability: float, ordered: np.ndarray | None = None
+) -> np.ndarray:
+    return ess(split((x <= quantile(x, probability, ordered)).astype(np.float64)))
 
 
-def tail_ess(x: np.ndarray) -> np.ndarray:
-    return np.minimum(quantile_ess(x, 0.05), quantile_ess(x, 0.95))
+def tail_ess(x: np.ndarray, ordered: np.ndarray | None = None) -> np.ndarray:
+    return np.minimum(quantile_ess(x, 0.05, ordered), quantile_ess(x, 0.95, ordered))
 
 
 def mean_error(x: np.ndarray) -> np.ndarray:

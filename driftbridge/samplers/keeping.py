@@ -23,7 +23,7 @@ Stats = Mapping[str, np.ndarray]
 # Statistics of which reducers keep the sums.
 SUMMED = ("acceptance_rate", "is_divergent", "num_gradients")
 # Parameters that a first glance takes in.
-GLANCED = 3
+GLANCED = 1
 # Numbers of a chunk that are worked on at once.
 PIECE = 1 << 18
 
@@ -137,10 +137,18 @@ class InMemory(Keeper):
         return diagnose([flat[..., few]], some, self.num_groups, with_error=with_error)
 
     def _look(self) -> Draws:
-        positions = self.positions("sampling")
-        if self._seen is None or self._seen.num_draws != positions.shape[1]:
-            self._seen = Draws(self.target, positions, {}, tuned=None)
-        return self._seen
+        positions, seen = self.positions("sampling"), self._seen
+        if seen is None:
+            seen = Draws(self.target, positions, {}, tuned=None)
+        elif seen.num_draws != positions.shape[1]:
+            new = constrained(self.target, positions[:, seen.num_draws :])
+            parameters = {
+                name: np.concatenate([old, new[name]], axis=1)
+                for name, old in seen.parameters.items()
+            }
+            seen = Draws(self.target, positions, {}, tuned=None, parameters=parameters)
+        self._seen = seen
+        return seen
 
     def diagnose(self, with_error=True):
         seen = self._look()
