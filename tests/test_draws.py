@@ -12,7 +12,7 @@ from driftbridge.runtime.compilations import Compilations
 from driftbridge.runtime.keys import as_key, chain_keys, streams
 from driftbridge.samplers.base import Facts, Info, Sampler, Wrapper
 from driftbridge.samplers.draws import Draws
-from driftbridge.samplers.findings import Finding, longest_stay
+from driftbridge.samplers.findings import Finding, longest_stay, rate_is_above
 from driftbridge.targets.base import Observations, Target
 
 SCHOOLS = ("Choate", "Deerfield", "<b>Exeter</b>")
@@ -267,6 +267,18 @@ def test_divergences_by_chain(target):
     found = make(target, positions(), is_divergent=divergent).warnings
     assert [f.name for f in found] == ["divergences"]
     assert found[0].chains == (2,) and "chain 2" in found[0].message and found[0].value == 0.03
+
+
+def test_a_rate_above_one_per_cent_is_told_from_chance():
+    few, many = np.zeros(64, int), np.zeros(64, int)
+    few[5], many[5] = 3, 12
+    assert not rate_is_above(few, 256, 0.01).any()
+    assert rate_is_above(many, 256, 0.01).nonzero()[0].tolist() == [5]
+    assert rate_is_above(np.full(64, 4), 256, 0.01).all()  # together 256 of 16 384, 7 sigma
+    counts = np.random.default_rng(0).binomial(256, 0.01, size=(1000, 64))
+    alarms = np.mean([rate_is_above(row, 256, 0.01).any() for row in counts])
+    # At most .05, and three standard errors of a share of 1000.
+    assert 0 < alarms < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
 
 
 def test_stuck_chain_counts_thinned_steps(target):

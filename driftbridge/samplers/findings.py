@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from driftbridge.samplers.draws import Draws
 
 DIVERGENT_ABOVE = 0.01
+# Chance of a warning in a run whose chains all have divergent steps at just that rate.
+FALSE_ALARMS = 0.05
 STUCK_STEPS = 100
 REPAIRED_ABOVE = 0.1
 E_BFMI_BELOW = 0.3
@@ -39,7 +41,7 @@ class Finding(NamedTuple):
 def findings(draws: "Draws") -> tuple[Finding, ...]:
     """All findings about some draws, the most serious first.
 
-    `not_converged`, `divergences` (more than 1 % of a chain's draws), `stuck` (a chain that kept
+    `not_converged`, `divergences` (a chain's rate is above 1 %), `stuck` (a chain that kept
     its place for 100 steps), `acceptance` (a chain below half the mean), `warmup` (an ensemble that
     did not agree), `repaired` (chains moved before the kept draws), `energy` (E-BFMI below 0.3,
     adjusted kernels that have not converged), `outside` (draws of an unadjusted kernel where the
@@ -116,8 +118,9 @@ def _divergences(draws: "Draws") -> Finding | None:
     divergent = draws.stats.get("is_divergent")
     if divergent is None:
         return None
-    share = np.asarray(divergent, float).mean(1)
-    chains = np.flatnonzero(share > DIVERGENT_ABOVE)
+    divergent = np.asarray(divergent, bool)
+    share = divergent.mean(1)
+    chains = np.flatnonzero(rate_is_above(divergent.sum(1), divergent.shape[1], DIVERGENT_ABOVE))
     if not len(chains):
         return None
     return Finding(
@@ -128,6 +131,24 @@ def _divergences(draws: "Draws") -> Finding | None:
         value=float(share.max()),
         chains=tuple(map(int, chains)),
     )
+
+
+def rate_is_above(counts: np.ndarray, trials: int, rate: float) -> np.ndarray:
+    """Which of many counts of `trials` each say that they come from more than `rate`.
+
+    At that rate one of them, or all together, are found so in a share of at most `FALSE_ALARMS` of
+    runs (exact binomial tails, half for each, Bonferroni over the counts): three of 256 are no sign
+    of more than 1 % among 64 chains. Where all together are, those above `rate * trials` are named.
+    """
+    above = counts > rate * trials
+    if not above.any():
+        return above
+    from scipy.stats import binom
+
+    level = FALSE_ALARMS / 2
+    together = binom.sf(counts.sum() - 1, trials * len(counts), rate) <= level
+    alone = binom.sf(counts - 1, trials, rate) <= level / len(counts)
+    return above & (together | alone)
 
 
 def longest_stay(blocks: Iterable[np.ndarray]) -> np.ndarray:
