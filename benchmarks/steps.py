@@ -5,6 +5,8 @@ driver's own compiled loop, warm, with a fixed step size, every draw recorded. I
 bare loop of as many evaluations of the same score on positions that change (one of them with the
 log density, where the kernel needs it), and of as many random numbers drawn in blocks; evaluations
 and numbers are counted from the kernel itself. BlackJAX's kernels run on the same log density.
+
+    python -m benchmarks.steps [--kernels NAME ...] [--chains C ...] [--small] [--save] [--strict]
 """
 
 import math
@@ -24,8 +26,8 @@ from benchmarks.timing import (
     at_most,
     count_for,
     finish,
-    options,
     paired,
+    parser_of,
     unjudged,
 )
 from driftbridge.runtime.dtypes import cast_floating
@@ -303,11 +305,15 @@ def compare(runs, num_chains: int, work: Work, pairs: int, seconds: float) -> li
 
 
 def main() -> int:
-    chosen = options(__doc__)
+    """Run the benchmark."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--kernels", nargs="*", choices=list(KERNELS), default=list(KERNELS))
+    parser.add_argument("--chains", nargs="*", type=int, default=[1, 4, 64])
+    chosen = parser.parse_args()
+    chains, kernels, pairs, seconds = chosen.chains, chosen.kernels, 11, 3e-2
+    peers = list(PEERS) if len(kernels) == len(KERNELS) else []
     if chosen.small:
-        chains, kernels, peers, pairs, seconds = (1, 4), SMALL, ("MALA",), 3, 2e-3
-    else:
-        chains, kernels, peers, pairs, seconds = (1, 4, 64), KERNELS, PEERS, 11, 3e-2
+        chains, kernels, peers, pairs, seconds = [1, 4], SMALL, ["MALA"], 3, 2e-3
     print("In brackets: gradients a step. Times are of one step of all chains.\n")
     rows = []
     for num_chains in chains:

@@ -15,6 +15,8 @@ from driftbridge.transport.costs import Cost, cost_matrix
 LOG_ZERO = -1e30
 # Bytes of a block of rows: it stays in cache between its two uses.
 BLOCK_BYTES = 1 << 22
+# Rows of a block at least: a product of fewer takes longer to lay out its columns than to multiply.
+LEAST_ROWS = 32
 # Dimensions up to which products of coordinates are added one by one, beside the exponential.
 ADDED = 4
 
@@ -37,7 +39,7 @@ class Problem(eqx.Module):
     def rows_of_block(self) -> int:
         """Rows of a block, a power of two that divides their number."""
         n, m = self.x.shape[0], self.y.shape[0]
-        wanted = max(8, BLOCK_BYTES // (m * self.x.dtype.itemsize))
+        wanted = max(LEAST_ROWS, BLOCK_BYTES // (m * self.x.dtype.itemsize))
         size = 1
         while n % (2 * size) == 0 and 2 * size <= wanted:
             size *= 2
