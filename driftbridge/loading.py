@@ -15,7 +15,8 @@ def load(path: str | os.PathLike) -> Any:
 
     **Raises:** `StoreError` for a folder without draws, `MapFileError` for a file without a map.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if path.is_dir() or (path.suffix != ".npz" and not path.is_file()):
         return load_draws(path)
     from driftbridge.transport.saved import load as load_map
 

@@ -57,3 +57,9 @@ def test_what_is_missing_is_named():
         fit_map(adata, "batch", "a", "z")
     with pytest.raises(ValueError, match="no 'X_umap'; it has X_pca"):
         fit_map(adata, "batch", "a", "b", use_rep="X_umap")
+    with pytest.raises(ValueError, match="batch = '3'; there are a, b, c"):
+        fit_map(adata, "batch", "a", 3)
+    row = int(np.flatnonzero(adata.obs["batch"] == "b")[2])
+    adata.obsm["X_pca"][row, 0] = np.nan
+    with pytest.raises(ValueError, match=rf"\(row {row}\) of 'b' has coordinates that are not"):
+        fit_map(adata, "batch", "a", "b")

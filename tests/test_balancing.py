@@ -279,3 +279,10 @@ def test_an_interrupted_solve_says_so():
     found = balance_weights(x, y, tolerance=1e-9, max_iterations=3)
     assert found.status == "max_iterations" and not found.converged
     assert found.lower <= found.after
+
+
+def test_the_moment_that_no_weights_match_is_named():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 3)), rng.normal(size=(70, 3))
+    with pytest.raises(ValueError, match="that of column 3 stays"):
+        balance_weights(np.c_[x, np.ones(60)], np.c_[y, np.zeros(70)], "linear")

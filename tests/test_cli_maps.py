@@ -99,3 +99,17 @@ def test_refusals(folder):
         "apply", where, folder / "gaps.csv", "-o", "x.csv"
     )
     assert ".parquet, .npy or .npz" in refused("apply", where, source, "-o", folder / "x.txt")
+    assert "there is no folder" in refused("fit", source, target, "-o", folder / "no" / "m.npz")
+    word = pandas.read_csv(source).astype({"v": object})
+    word.loc[3, "v"] = "bad"
+    word.to_csv(folder / "word.csv", index=False)
+    said = refused("fit", folder / "word.csv", folder / "word.csv", "-o", folder / "m.npz")
+    assert "column 'v' holds 'bad' in row 4" in said
+    word[:0].to_csv(folder / "empty.csv", index=False)
+    assert "has no rows" in refused("fit", folder / "empty.csv", target, "-o", folder / "m.npz")
+    rows = np.random.default_rng(0).normal(size=(120, 2))
+    np.save(folder / "rows.npy", rows)
+    rows[61, 1] = np.nan
+    np.save(folder / "nan.npy", rows)
+    said = refused("fit", folder / "rows.npy", folder / "nan.npy", "-o", folder / "m.npz")
+    assert "nan.npy holds NaN in row 61, column 1" in said and not (folder / "m.npz").exists()

@@ -89,6 +89,8 @@ def _header(path, **changes):
 
 
 def test_bad_files_are_refused_by_name(tmp_path):
+    with pytest.raises(MapFileError, match=r"there is no file .*none\.npz"):
+        db.load(tmp_path / "none.npz")
     path = db.fit_map(*clouds(), "affine").save(tmp_path / "map.npz")
     _header(path, version=VERSION + 1)
     with pytest.raises(MapFileError, match=r"newer version .* Upgrade"):

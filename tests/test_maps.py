@@ -148,8 +148,8 @@ def _nan(x):
 
 
 BAD = {
-    "source holds nan in row 7, column 1": lambda x, y: (_nan(x), y),
-    "target holds nan in row 7, column 1": lambda x, y: (x, _nan(y)),
+    "source holds NaN in row 7, column 1": lambda x, y: (_nan(x), y),
+    "target holds NaN in row 7, column 1": lambda x, y: (x, _nan(y)),
     r"one dimension; got 2 and 3 columns": lambda x, y: (x, np.ones((9, 3))),
     r"shape \(n, dim\); got \(80,\)": lambda x, y: (x[:, 0], y),
     "at least 2 rows": lambda x, y: (x[:1], y),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from driftbridge.runtime.compilations import Compilations
+from driftbridge.transport.batched import sinkhorn_batch
 from driftbridge.transport.entropic_cost import entropic_cost, entropic_potentials
 from driftbridge.transport.padding import bucket
 from driftbridge.transport.sinkhorn import sinkhorn
@@ -266,3 +267,44 @@ def test_bad_input_is_named():
         sinkhorn(x, y, epsilon=0.1, method="fast")
     with pytest.raises(ValueError, match="init must hold potentials"):
         sinkhorn(x, y, epsilon=0.1, init=(np.zeros(3), np.zeros(50)))
+
+
+def minus_dot(u, v):
+    """The squared distance up to a function of each point alone."""
+    return 50 - jnp.dot(u, v)
+
+
+def cosine(u, v):
+    """No number at zero, where padding stands for the squared distance."""
+    return 1 - jnp.dot(u, v) / jnp.sqrt(jnp.dot(u, u) * jnp.dot(v, v))
+
+
+def no_number(u, v):
+    """Not a number for half of all pairs."""
+    return jnp.sqrt(jnp.sum(u - v))
+
+
+def test_costs_of_any_sign_and_costs_that_are_no_number_at_zero():
+    x, y = clouds()
+    epsilon = 0.005 * mean_cost(x, y)
+    given, default = (
+        sinkhorn(x, y, epsilon=epsilon, cost=minus_dot),
+        sinkhorn(x, y, epsilon=epsilon),
+    )
+    assert given.converged and given.method == default.method == "newton"
+    rows = [plan.matrix().sum(1) for plan in (given, default)]
+    np.testing.assert_allclose(*rows, atol=2e-3)  # both within the tolerance of 1e-3
+    np.testing.assert_allclose(given.matrix(), default.matrix(), atol=2e-3)
+    plan = sinkhorn(x, y, epsilon=0.05, cost=cosine)
+    assert plan.converged and np.isfinite(plan.certificate.upper)
+    batch = sinkhorn_batch([x, x[:20]], [y, y[:17]], epsilon=0.05, cost=cosine)
+    assert all(each.converged for each in batch)
+    with pytest.raises(ValueError, match="cost is not finite between all points"):
+        sinkhorn(x, y, epsilon=0.1, cost=no_number)
+
+
+def test_the_upper_bound_is_finite_where_epsilon_is_below_the_rounding():
+    x, y = clouds()
+    far = [np.concatenate([z, z + 1e4]) for z in (x, y)]
+    plan = sinkhorn(*far, epsilon=0.05, max_iterations=30)
+    assert not plan.converged and np.isfinite(plan.certificate.upper)

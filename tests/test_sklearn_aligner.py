@@ -62,3 +62,20 @@ def test_no_inverse_is_said():
     x, y = clouds()
     with pytest.raises(NotSupported, match="EntropicMap has no inverse"):
         DistributionAligner(y, "entropic").fit(x).inverse_transform(y)
+
+
+def test_seeds_of_every_kind_and_rows_that_are_not_finite():
+    x, y = clouds()
+    for seed in (None, np.random.RandomState(0), np.int64(3)):
+        aligner = DistributionAligner(y, "affine", random_state=seed).fit(x)
+        assert np.all(np.isfinite(aligner.transform(x)))
+    broken = x.copy()
+    broken[4, 1] = np.nan
+    with pytest.raises(ValueError, match="source holds NaN in row 4, column 1"):
+        DistributionAligner(y, "affine").fit(broken)
+    with pytest.raises(ValueError, match="target holds NaN in row 4, column 1"):
+        DistributionAligner(broken, "affine").fit(x)
+    with pytest.raises(ValueError, match="x holds NaN in row 4"):
+        aligner.transform(broken)
+    with pytest.raises(ValueError, match="y holds NaN in row 4"):
+        aligner.inverse_transform(broken)

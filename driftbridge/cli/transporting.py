@@ -15,6 +15,7 @@ from driftbridge.runtime.training import Training
 from driftbridge.transport.base import TransportMap
 from driftbridge.transport.flow import Flow
 from driftbridge.transport.pairs import DataWarning
+from driftbridge.transport.points import as_rows
 
 # A report needs this many rows on each side.
 LEAST_ROWS = 10
@@ -22,34 +23,63 @@ ARRAYS = (".npy", ".npz")
 
 
 class Rows(NamedTuple):
-    """A file of points: a data frame with its names, or an array without."""
+    """A file of points: a data frame with its names, or an array without.
+
+    `left_out`: columns of the table that hold no numbers.
+    """
 
     path: Path
     points: Any
+    left_out: tuple[str, ...] = ()
 
 
 def read_rows(path: Path, columns: tuple[str, ...] | None = None) -> Rows:
     """Points from CSV, Parquet, NPY or NPZ.
 
     Without `columns` all numeric columns of a table are taken, in order.
+
+    **Raises:** `CommandError` for a table without rows or numeric columns, and for a column of
+    numbers with an entry that is none.
     """
     name = path.name.lower()
     if name.endswith(ARRAYS):
         return Rows(path, _array(path))
     table = files.read(path)
+    left_out: tuple[str, ...] = ()
     if columns is None:
+        if not any(len(values) for values in table.values()):
+            raise CommandError(f"{path} has no rows.")
         columns = tuple(n for n, values in table.items() if _is_numeric(values))
+        left_out = tuple(n for n in table if n not in columns)
+        for name in left_out:
+            _check_no_numbers(path, name, table[name])
         if not columns:
             raise CommandError(f"{path} has no numeric column.")
     import pandas
 
     chosen = files.select(table, columns, str(path))
-    return Rows(path, pandas.DataFrame({n: files.numbers(n, v) for n, v in chosen.items()}))
+    frame = pandas.DataFrame({n: files.numbers(n, v) for n, v in chosen.items()})
+    return Rows(path, frame, left_out)
 
 
 def _is_numeric(values: Any) -> bool:
     present = [v for v in values if v is not None] if values.dtype == object else values
     return np.asarray(present).dtype.kind in "bif" and len(present) > 0
+
+
+def _check_no_numbers(path: Path, name: str, values: Any) -> None:
+    """Raise `CommandError` where most entries of a column of text are numbers."""
+    import pandas
+
+    present = np.array([v is not None for v in values], bool)
+    column = pandas.Series(values, dtype=object)
+    numbers = np.asarray(pandas.to_numeric(column, errors="coerce"), np.float64)
+    wrong = np.flatnonzero(present & np.isnan(numbers))
+    if 0 < len(wrong) < present.sum() / 2:
+        raise CommandError(
+            f"{path}: column {name!r} holds {values[wrong[0]]!r} in row {wrong[0] + 1} and numbers "
+            "in most others. Correct it, or name the columns to map by --columns."
+        )
 
 
 def _array(path: Path) -> np.ndarray:
@@ -82,8 +112,12 @@ def fit(
         raise CommandError(f"{out} must end in .npz; the report goes beside it, in .html.")
     if out.with_suffix(".npz").exists():
         raise CommandError(f"{out} is there already. Choose another file, or remove it.")
+    if not out.parent.is_dir():
+        raise CommandError(f"there is no folder {out.parent} to write {out.name} to.")
     first, second = read_rows(source, columns), read_rows(target, columns)
     _check_columns(first, second)
+    for rows in (first, second):
+        as_rows(rows.points, rows.path.name)  # before the split, which renumbers rows
     (x, x_test), (y, y_test) = (_split(r.points, held_out, seed) for r in (first, second))
     with warnings.catch_warnings():  # printed with the fit
         warnings.simplefilter("ignore", DataWarning)
@@ -91,6 +125,8 @@ def fit(
         fitted = db.fit_map(x, y, chosen, seed)
     saved = fitted.save(out)
     _print_fit(fitted)
+    if left_out := sorted({*first.left_out, *second.left_out}):
+        console().print(f"  Left out, no numbers: {escaped(', '.join(left_out))}", soft_wrap=True)
     is_new = x_test is not None and y_test is not None
     if min(len(x), len(y)) < LEAST_ROWS:
         console().print(f"Too few rows for a report.\nMap: {saved}", soft_wrap=True)

@@ -14,8 +14,8 @@ UNS = "driftbridge"
 def fit_map(
     adata: Any,
     groupby: str,
-    source: str,
-    target: str,
+    source: Any,
+    target: Any,
     use_rep: str | None = "X_pca",
     method: str | Method = "auto",
     key: int | Key[Array, ""] = 0,
@@ -37,16 +37,25 @@ def fit_map(
 
     **Returns:** the map, which carries new cells in the same representation.
 
-    **Raises:** `ValueError` for a column, group or representation that is not there.
+    **Raises:** `ValueError` for a column, group or representation that is not there, and for
+    coordinates that are not finite, naming the observation.
     """
     points = representation(adata, use_rep)
     if groupby not in adata.obs:
         raise ValueError(f"adata.obs has no column {groupby!r}; it has {', '.join(adata.obs)}.")
     groups = np.asarray(adata.obs[groupby].astype(str))
+    source, target = str(source), str(target)
     for name in (source, target):
-        if not np.any(groups == name):
+        rows = np.flatnonzero(groups == name)
+        if not rows.size:
             known = ", ".join(sorted(set(groups)))
             raise ValueError(f"no observation has {groupby} = {name!r}; there are {known}.")
+        broken = rows[~np.isfinite(points[rows]).all(axis=1)]
+        if broken.size:
+            raise ValueError(
+                f"observation {adata.obs_names[broken[0]]!r} (row {broken[0]}) of {name!r} has "
+                "coordinates that are not finite; drop or impute it."
+            )
     fitted = fit_points(points[groups == source], points[groups == target], method, key)
     kept = points.dtype if np.issubdtype(points.dtype, np.floating) else fitted.dtype
     moved = points.astype(kept, copy=True)

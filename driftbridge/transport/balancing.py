@@ -235,8 +235,8 @@ def _linear(source: Sample, goal: Sample, ess_min: float, moments: int, columns)
         worst = int(np.argmax(np.abs(rest)))
         raise ValueError(
             f"no weights on x match the moments of the target: that of {names[worst]} stays "
-            f"{abs(rest[worst]):.2g} standard deviations off, at the least. Leave out moments or "
-            "rows of the target, or take ipm='mmd'."
+            f"{abs(rest[worst]):.2g} standard deviations off where their sum is least. Leave out "
+            "moments or rows of the target, or take ipm='mmd'."
         )
     before = float(np.linalg.norm(features.mean(axis=0)))
     return BalancedWeights(

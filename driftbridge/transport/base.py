@@ -158,9 +158,11 @@ class TransportMap(eqx.Module):
     def is_invertible(self) -> bool:
         return isinstance(self, Invertible)
 
-    def _of_rows(self, method: str, x: Any, *shared: Any, static: tuple = ()) -> Any:
+    def _of_rows(
+        self, method: str, x: Any, *shared: Any, static: tuple = (), name: str = "x"
+    ) -> Any:
         """`getattr(self, method)` of a batch, applied to whatever kind of rows `x` is."""
-        rows = as_rows(x, "x", self.dim, self.fit.columns)
+        rows = as_rows(x, name, self.dim, self.fit.columns)
         batch = rows if rows.ndim > 1 else rows[None]
         out = streamed(self, method, batch, shared, static)
         return like_rows(out if rows.ndim > 1 else out[0], x, self.fit.columns)
@@ -215,7 +217,7 @@ class Invertible(TransportMap):
 
         **Raises:** `ValueError` where the numbers do not reach a point, naming the row.
         """
-        return self._reached(self._of_rows("_inverse", y))
+        return self._reached(self._of_rows("_inverse", y, name="y"))
 
     def _reached(self, found: Any) -> Any:
         """Points that an inverse found, if it found all."""

@@ -93,11 +93,14 @@ def stacked(ready: list[Prepared], anneals: bool) -> tuple[Problem, Iterate]:
 
 
 def together(*leaves: ArrayLike) -> Array:
-    """Arrays along a new axis, their rows padded to the most; on the host, where none compiles."""
+    """Arrays along a new axis, their rows padded to the most; on the host, where none compiles.
+
+    Padding of points repeats one of them, where any cost is a number.
+    """
     hosts = [np.asarray(leaf) for leaf in leaves]
     if hosts[0].ndim > 0:
         size = max(len(host) for host in hosts)
-        hosts = [padded(host, size) for host in hosts]
+        hosts = [padded(host, size, host[-1] if host.ndim > 1 else 0.0) for host in hosts]
     return jax.device_put(np.stack(hosts))
 
 

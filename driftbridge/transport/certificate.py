@@ -11,6 +11,9 @@ from driftbridge.runtime.products import product
 from driftbridge.transport.costs import cost_matrix
 from driftbridge.transport.entropic_problem import LOG_ZERO, Problem, exponents, in_blocks
 
+# Larger exponents would overflow in float32; no plan near the marginals has them.
+LARGEST = 80.0
+
 
 class Certificate(NamedTuple):
     """`lower <= min <C, P> <= upper` over all plans with the marginals, up to rounding.
@@ -60,7 +63,8 @@ def rounded_cost(problem: Problem, f: Array, g: Array) -> Float[Array, ""]:
     g = jnp.where(b > 0, g, LOG_ZERO)
 
     def density(x, f):
-        return jnp.exp(exponents(problem.cost, x, f, problem.y, g, epsilon))
+        exponent = exponents(problem.cost, x, f, problem.y, g, epsilon)
+        return jnp.exp(jnp.minimum(exponent, LARGEST))
 
     def shrink_rows(t, rows):
         x, f, a = rows

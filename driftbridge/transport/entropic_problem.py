@@ -97,13 +97,18 @@ def log_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def mean_cost(problem: Problem) -> Float[Array, ""]:
-    """`sum a_i b_j C_ij / (sum a sum b)`, except for |x - y|^2 / 2 over 512 rows, columns."""
+    """`sum a_i b_j C_ij / (sum a sum b)` of |x - y|^2 / 2, the scale of epsilon.
+
+    Of another cost, which may have any sign, what it is above its least, over 512 rows and columns.
+    """
     if problem.cost is None:
         return mean_half_square(problem.x, problem.a, problem.y, problem.b)
     x, a = _some(problem.x, problem.a)
     y, b = _some(problem.y, problem.b)
+    weights = a[:, None] * b[None, :]
     costs = cost_matrix(problem.cost, x, y)
-    return jnp.sum(a[:, None] * b[None, :] * costs) / (jnp.sum(a) * jnp.sum(b))
+    costs = costs - jnp.min(jnp.where(weights > 0, costs, jnp.inf))
+    return jnp.sum(jnp.where(weights > 0, weights * costs, 0)) / (jnp.sum(a) * jnp.sum(b))
 
 
 def mean_half_square(x: Any, a: Any, y: Any, b: Any) -> Any:

@@ -140,19 +140,20 @@ def _newton(features, value_and_weights, curvature, offset: Any = 0.0) -> Balanc
 
 
 def least_imbalance(features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " k"]:
-    """The moments `sum w_i h_i` of the weights whose largest one is least, by linear programming.
+    """The moments `m = sum w_i h_i` of the weights with the least `sum |m|`, a linear program.
 
-    All zero exactly where some weights match.
+    All zero exactly where some weights match. Moments that can match do not make up for one that
+    cannot, as they would where the largest is least.
     """
     from scipy.optimize import linprog
 
     n, k = features.shape
-    bound = np.full((k, 1), -1.0)
+    bound = -np.eye(k)
     found = linprog(
-        np.append(np.zeros(n), 1.0),
+        np.append(np.zeros(n), np.ones(k)),
         A_ub=np.block([[features.T, bound], [-features.T, bound]]),
         b_ub=np.zeros(2 * k),
-        A_eq=np.append(np.ones(n), 0.0)[None],
+        A_eq=np.append(np.ones(n), np.zeros(k))[None],
         b_eq=[1.0],
         method="highs",
     )

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, ArrayLike, Shaped
 
 # Up to here a size costs milliseconds, and few sizes save compilations; above, padding costs more
 # than a compilation.
@@ -35,7 +35,7 @@ def below(size: int) -> int:
     return max(16, power if size > power else power * 3 // 4)
 
 
-def padded(values: np.ndarray, size: int, fill: float = 0.0) -> np.ndarray:
+def padded(values: np.ndarray, size: int, fill: ArrayLike = 0.0) -> np.ndarray:
     """`values` with rows of `fill` behind, `size` in all; on the host, where no size compiles."""
     short = size - len(values)
     rows = np.full((short, *values.shape[1:]), fill, values.dtype)

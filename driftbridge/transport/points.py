@@ -108,11 +108,18 @@ def _check_finite(data: Any, name: str) -> None:
             )
         return
     if values.ndim == 1:
-        raise ValueError(f"{name} holds {values[~np.isfinite(values)][0]}; points must be finite.")
+        value = _named(values[~np.isfinite(values)][0])
+        raise ValueError(f"{name} holds {value}; points must be finite.")
     row, column = np.argwhere(~np.isfinite(values))[0]
     raise ValueError(
-        f"{name} holds {values[row, column]} in row {row}, column {column}; drop or impute it."
+        f"{name} holds {_named(values[row, column])} in row {row}, column {column}; drop or impute "
+        "it."
     )
+
+
+def _named(value: Any) -> str:
+    # As scikit-learn writes it, whose checks of estimators look for it.
+    return "NaN" if np.isnan(value) else str(value)
 
 
 def like_rows(out: Any, data: Any, columns: tuple[str, ...] | None = None) -> Any:

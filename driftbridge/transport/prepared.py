@@ -16,7 +16,7 @@ from driftbridge.transport.points import as_weights
 class Prepared(NamedTuple):
     """A padded problem, the points as given in its dtype, and what was subtracted from them.
 
-    `mean` is the mean cost, the scale of epsilon.
+    `mean` is the scale of epsilon, `entropic_problem.mean_cost`.
     """
 
     problem: Problem
@@ -34,7 +34,7 @@ def prepared(
     far apart the means are. Where mass is not conserved both share a centre, and weights may have
     any sums.
 
-    **Raises:** `ValueError` naming what is wrong.
+    **Raises:** `ValueError` naming what is wrong, a cost that is not finite too.
     """
     if not 0 < float(epsilon) < np.inf:
         raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
@@ -50,8 +50,9 @@ def prepared(
     centres = [centre.astype(dtype) for centre in centres]
     rows = [points.astype(dtype) for points in rows]
     sizes = [bucket(len(points)) for points in rows]
+    # A cost may not be a number at zero, so that padding repeats a point; its weight is zero.
     centred = [
-        padded(points - centre, size)
+        padded(points - centre, size, 0.0 if cost is None else points[-1])
         for points, centre, size in zip(rows, centres, sizes, strict=True)
     ]
     masses = [padded(w.astype(dtype), size) for w, size in zip(weights, sizes, strict=True)]
@@ -61,6 +62,11 @@ def prepared(
     centred, masses, rows, centres, epsilon = jax.device_put(arrays)
     problem = Problem(centred[0], centred[1], masses[0], masses[1], epsilon, cost)
     mean = float(_mean_cost(problem) if mean is None else mean)
+    if not np.isfinite(mean):
+        raise ValueError(
+            "cost is not finite between all points of x and y: its mean above its least is "
+            f"{mean}. Give a cost that is a number for every pair of them."
+        )
     return Prepared(problem, (rows[0], rows[1]), (centres[0], centres[1]), mean)
 
 

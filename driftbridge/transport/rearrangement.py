@@ -140,12 +140,15 @@ def rearranged(
     # Knots must differ in the dtype in which the map computes.
     first = quantiles(x, a, levels).astype(dtype).astype(np.float64)
     second = quantiles(y, b, levels).astype(dtype).astype(np.float64)
+    name, value = ("source", x[0]) if first[0] == first[-1] else ("target", y[0])
+    # A value of many points goes to the mean of where they would go, and comes from it.
+    first, second = _joined(first, second, dtype)
+    second, first = _joined(second, first, dtype)
     kept = [0]
-    for k in range(1, count):
+    for k in range(1, len(first)):
         if first[k] > first[kept[-1]] and second[k] > second[kept[-1]]:
             kept.append(k)
     if len(kept) < 2:
-        name, value = ("source", x[0]) if first[0] == first[-1] else ("target", y[0])
         raise ValueError(
             f"the {name} has one value, {value}, at nearly all of its points: no increasing map "
             "leads from or to it."
@@ -155,6 +158,13 @@ def rearranged(
     return Monotone(
         as_dtype(first, dtype), as_dtype(second, dtype), as_dtype(np.array(slopes), dtype)
     )
+
+
+def _joined(values, others, dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Increasing `values`, each once, with the mean of `others` over where it stood."""
+    once, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    means = np.bincount(place, weights=others) / times
+    return once, means.astype(dtype).astype(np.float64)
 
 
 def _tail_slope(first, second, source: tuple, target: tuple, end: int) -> float:

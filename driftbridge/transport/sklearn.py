@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from driftbridge.runtime.codec import decode, encode
@@ -27,7 +28,7 @@ class DistributionAligner(OneToOneFeatureMixin, TransformerMixin, BaseEstimator)
     - `target`: points `(m, n_features)` with the columns of `X`; None for a standard normal sample
       of 1000 points, which makes this a map to Gaussian coordinates.
     - `method`: as in `driftbridge.fit_map`.
-    - `random_state`: an integer seed, for methods that draw.
+    - `random_state`: a seed, a NumPy `RandomState`, or None for a fresh seed at each fit.
 
     **Attributes** after `fit`: `map_`, the `TransportMap`; `n_features_in_`, `feature_names_in_`.
     """
@@ -42,13 +43,15 @@ class DistributionAligner(OneToOneFeatureMixin, TransformerMixin, BaseEstimator)
 
         **Arguments:** `X`: `(n, n_features)`; `sample_weight`: `(n,)`, nonnegative, of any sum.
         """
-        X = validate_data(self, X, dtype=DTYPES, ensure_min_samples=2)
+        # Values that are not finite are refused by the fit, which names their row.
+        X = validate_data(self, X, dtype=DTYPES, ensure_min_samples=2, ensure_all_finite=False)
+        seed = _seed(self.random_state)
         with jax.enable_x64(X.dtype == np.float64):
             self.map_: TransportMap = fit_map(
                 X,
-                self._target(X),
+                self._target(X, seed),
                 self.method,
-                self.random_state,
+                seed,
                 source_weights=_normalised(sample_weight),
             )
         return self
@@ -61,7 +64,7 @@ class DistributionAligner(OneToOneFeatureMixin, TransformerMixin, BaseEstimator)
     def transform(self, X: Any) -> Any:
         """The images of rows `(n, n_features)`."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        X = validate_data(self, X, dtype=DTYPES, reset=False, ensure_all_finite=False)
         with jax.enable_x64(X.dtype == np.float64):
             return self.map_(X).astype(X.dtype, copy=False)
 
@@ -73,7 +76,7 @@ class DistributionAligner(OneToOneFeatureMixin, TransformerMixin, BaseEstimator)
         check_is_fitted(self)
         if not isinstance(self.map_, Invertible):
             return self.map_.inverse(X)  # raises, naming the methods that have one
-        X = check_array(X, dtype=DTYPES)
+        X = check_array(X, dtype=DTYPES, ensure_all_finite=False)
         with jax.enable_x64(X.dtype == np.float64):
             return self.map_.inverse(X).astype(X.dtype, copy=False)
 
@@ -90,12 +93,14 @@ class DistributionAligner(OneToOneFeatureMixin, TransformerMixin, BaseEstimator)
                 state = state | {"map_": decode(tree, arrays)}
         super().__setstate__(state)
 
-    def _target(self, X: np.ndarray) -> Any:
+    def _target(self, X: np.ndarray, seed: int) -> Any:
         if self.target is None:
             size = (NORMAL_POINTS, X.shape[1])
-            return np.random.default_rng(self.random_state).normal(size=size).astype(X.dtype)
+            return np.random.default_rng(seed).normal(size=size).astype(X.dtype)
         dtype: Any = X.dtype
-        target = check_array(self.target, dtype=dtype, ensure_min_samples=2)
+        target = check_array(
+            self.target, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False
+        )
         names = getattr(self.target, "columns", None)
         mine = getattr(self, "feature_names_in_", None)
         if names is not None and mine is not None and list(names) != list(mine):
@@ -104,6 +109,13 @@ class DistributionAligner(OneToOneFeatureMixin, TransformerMixin, BaseEstimator)
                 f"{', '.join(map(str, names))}."
             )
         return target
+
+
+def _seed(random_state: Any) -> int:
+    """An integer seed, drawn where none is given."""
+    if isinstance(random_state, int | np.integer):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def _normalised(weights: Any) -> np.ndarray | None:
