@@ -43,7 +43,7 @@ def test_the_level_is_kept_and_a_shift_is_seen():
         (np.zeros((1, 2)), "n at least 2"),
         (np.zeros(2), "n at least 2"),
         (np.zeros((4, 2)), "are equal"),
-        (np.array([[0.0, np.nan], [0, 0]]), "nan in row 0"),
+        (np.array([[0.0, np.nan], [0, 0]]), "NaN in row 0"),
     ],
 )
 def test_what_cannot_be_tested_is_refused(x, says):

@@ -11,6 +11,7 @@ import pytest
 from driftbridge.runtime.compilations import Compilations
 from driftbridge.transport.batched import sinkhorn_batch
 from driftbridge.transport.entropic_cost import entropic_cost, entropic_potentials
+from driftbridge.transport.iterate import relaxed, settings_of
 from driftbridge.transport.padding import bucket
 from driftbridge.transport.sinkhorn import sinkhorn
 
@@ -308,3 +309,19 @@ def test_the_upper_bound_is_finite_where_epsilon_is_below_the_rounding():
     far = [np.concatenate([z, z + 1e4]) for z in (x, y)]
     plan = sinkhorn(*far, epsilon=0.05, max_iterations=30)
     assert not plan.converged and np.isfinite(plan.certificate.upper)
+
+
+def test_relaxation_finds_the_rate_of_a_linear_iteration():
+    eigenvalues = np.linspace(0, 0.9, 50)
+    error, w, before = np.ones(50), jnp.ones(()), jnp.inf
+    settings = settings_of(1e-6, 100, np.float32)
+    for count in range(40):
+        now = jnp.asarray(0.4 * np.abs(error).mean())
+        w = relaxed(w, jnp.asarray(count), jnp.asarray(before), now, settings)
+        error, before = error * (1 - float(w) * (1 - eigenvalues)), now
+    # The slowest part alone: 0.9^40 = 1.5e-2 as it is, 0.82^40 = 3.3e-4 at w = 2 / 1.1 = 1.82.
+    assert abs(float(w) - 1.82) < 0.05
+    assert abs(error[-1]) < 1e-3
+    assert float(relaxed(w, jnp.asarray(4), now, 1.1 * now, settings)) == 1  # the error has grown
+    plain = settings_of(0.0, 100, np.float32)
+    assert float(relaxed(jnp.ones(()), jnp.asarray(4), now, 0.9 * now, plain)) == 1

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from driftbridge.runtime.exponential import exponential
 from driftbridge.runtime.products import product
@@ -16,7 +16,7 @@ from driftbridge.transport.entropic_problem import (
     in_blocks,
     log_weights,
 )
-from driftbridge.transport.iterate import RUNNING, Iterate, Settings, judged
+from driftbridge.transport.iterate import RUNNING, Iterate, Settings, judged, relaxed
 from driftbridge.transport.plan_products import softmin
 
 # Names of axes of a mesh over which the rows are spread; None for one device.
@@ -27,11 +27,17 @@ LEAST = 1e-30
 
 
 def sweep(
-    problem: Problem, f: Array, g: Array, epsilon: Array, axis: Axis = None
+    problem: Problem,
+    f: Array,
+    g: Array,
+    epsilon: Array,
+    relaxation: ArrayLike = 1.0,
+    axis: Axis = None,
 ) -> tuple[Array, Array]:
-    """`s_i = sum_j b_j K_ij` and `t_j = sum_i a_i K_ij / s_i`, `K` the plan's density.
+    """`s_i = sum_j b_j K_ij` and `t_j = sum_i a_i K_ij / s_i^w`, `K` the plan's density.
 
-    One exponential for each entry; a block is used twice while it is in cache.
+    `w` is the relaxation, 1 in Sinkhorn's iteration. One exponential for each entry; a block is
+    used twice while it is in cache.
     """
 
     # Columns without mass have no density, whatever their potential.
@@ -41,7 +47,8 @@ def sweep(
         x, f, a = rows
         density = exponential(exponents(problem.cost, x, f, problem.y, g, epsilon))
         s = product(density, problem.b)
-        return t + product(a / s, density), s
+        # With a relaxation of 1 the power is 1.
+        return t + product(a / s * s ** (1 - relaxation), density), s
 
     t, s = lax.scan(block, jnp.zeros_like(g), in_blocks(problem, problem.x, f, problem.a))
     return s.reshape(-1), _total(t, axis)
@@ -95,22 +102,26 @@ def iterate_blocked(
     one device along an axis of a mesh.
     """
 
-    has_mass = problem.b > 0
+    has_mass, one = problem.b > 0, jnp.ones_like(problem.epsilon)
 
     def step(iterate: Iterate) -> Iterate:
-        s, t = sweep(problem, iterate.f, iterate.g, iterate.epsilon, axis)
+        w, epsilon = iterate.relaxation, iterate.epsilon
+        s, t = sweep(problem, iterate.f, iterate.g, epsilon, w, axis)
         fine = (_total(jnp.where(in_range(s), 0, 1), axis) == 0) & in_range(
             jnp.where(has_mass, t, 1)
         )
         error = _total(jnp.sum(problem.a * jnp.abs(s - 1)), axis)
-        known = judged(iterate._replace(error=error), problem.epsilon, settings, jnp.int32(1))
+        # The first error of a stage has none before it.
+        before = jnp.where(iterate.since >= 2, iterate.error, jnp.inf)
+        following = relaxed(w, iterate.since, before, error, settings)
+        at = iterate._replace(error=error, relaxation=following)
+        known = judged(at, problem.epsilon, settings, jnp.int32(1))
         ended = known.status == 1
-        epsilon = iterate.epsilon
         moved = known._replace(
-            f=jnp.where(ended, iterate.f, iterate.f - epsilon * jnp.log(s)),
+            f=jnp.where(ended, iterate.f, iterate.f - w * epsilon * jnp.log(s)),
             g=jnp.where(ended | ~has_mass, iterate.g, iterate.g - epsilon * jnp.log(t)),
         )
-        refused = iterate._replace(needs_log=jnp.ones_like(iterate.needs_log))
+        refused = iterate._replace(needs_log=jnp.ones_like(iterate.needs_log), relaxation=one)
         return jax.tree.map(lambda a, b: jnp.where(fine, a, b), moved, refused)
 
     def log_iteration(g: Array, epsilon: Array) -> tuple[Array, Array]:

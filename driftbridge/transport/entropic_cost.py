@@ -159,6 +159,7 @@ def _solved(problem: Problem, tolerance, max_iterations) -> Iterate:
         zero,
         zero,
         jnp.full_like(zero, not stored, bool),
+        jnp.ones_like(epsilon),
     )
     if stored:
         iterate = iterate_stored(problem, start, settings)

@@ -18,6 +18,8 @@ ANNEAL_BELOW, ANNEAL_FROM = 0.02, 0.25
 # Iterations over which an error must fall by a hundredth, or it has stalled.
 WINDOW = 100
 PROGRESS = 0.99
+# The largest relaxation, and the error below which there is one.
+MOST_RELAXED, RELAX_BELOW = 1.9, 0.5
 
 
 class Settings(NamedTuple):
@@ -41,6 +43,7 @@ class Iterate(NamedTuple):
     - `best`, `window_best`: the least error before and in the present window of iterations.
     - `since`: iterations since the window, or the stage of annealing, began.
     - `needs_log`: whether the next iteration is to be taken in the log domain.
+    - `relaxation`: of the next step of `f`, at least 1.
     """
 
     f: Float[Array, " n"]
@@ -53,6 +56,7 @@ class Iterate(NamedTuple):
     iterations: Int[Array, ""]
     status: Int[Array, ""]
     needs_log: Bool[Array, ""]
+    relaxation: Float[Array, ""]
 
 
 def first_stage(epsilon: Any, mean_cost: Any) -> np.ndarray:
@@ -65,7 +69,8 @@ def first(f: np.ndarray, g: np.ndarray, epsilon: np.ndarray, needs_log: bool) ->
     """The start of an iteration at potentials `f`, `g`, on the host, which a program reads."""
     infinite = np.full_like(epsilon, np.inf)
     zero = np.zeros((), np.int32)
-    start = f, g, epsilon, infinite, infinite, infinite, zero, zero, zero, np.bool_(needs_log)
+    counts = zero, zero, zero, np.bool_(needs_log)
+    start = f, g, epsilon, infinite, infinite, infinite, *counts, np.ones_like(epsilon)
     return Iterate(*start)  # pyright: ignore[reportArgumentType]
 
 
@@ -109,4 +114,24 @@ def judged(iterate: Iterate, epsilon: Array, settings: Settings, count: Array) -
         iterations=iterations,
         status=status,
         needs_log=iterate.needs_log | colder,
+        relaxation=jnp.where(colder, 1, iterate.relaxation),
     )
+
+
+def relaxed(w: Array, count: Array, before: Array, error: Array, settings: Settings) -> Array:
+    """The relaxation of the steps to come, where a step with `w` brought `before` to `error`.
+
+    Near the solution an iteration multiplies the error of `f` by a matrix with eigenvalues in
+    `[0, e]`, and one with relaxation `w` by eigenvalues in `[1 - w, 1 - w (1 - e)]`: least in size
+    for `w = 2 / (2 - e)`. A step that multiplies the error by `r` shows `e = 1 - (1 - r) / w`.
+    Every second of `count` is looked at, as the step before it was taken with the present `w`. A
+    tolerance of zero asks for Sinkhorn's own iterations.
+
+    Thibault, Chizat, Dossal and Papadakis (2021), arXiv 1711.01851, relax both potentials; here the
+    columns stay exact, so that the error of the rows is that of the plan.
+    """
+    r = error / before
+    best = jnp.clip(2 * w / (w + 1 - r), 1, MOST_RELAXED)
+    best = jnp.where((r < 1) & (error < RELAX_BELOW), best, 1)
+    looks = (count % 2 == 0) & jnp.isfinite(before) & (settings.tolerance > 0)
+    return jnp.where(looks, best, w).astype(w.dtype)

@@ -11,7 +11,14 @@ from driftbridge.runtime.products import product
 from driftbridge.transport.blocked import in_range, log_sweep
 from driftbridge.transport.costs import cost_matrix
 from driftbridge.transport.entropic_problem import Problem, log_weights
-from driftbridge.transport.iterate import RUNNING, Iterate, Settings, judged, stage_tolerance
+from driftbridge.transport.iterate import (
+    RUNNING,
+    Iterate,
+    Settings,
+    judged,
+    relaxed,
+    stage_tolerance,
+)
 
 # Products between two evaluations of the kernel, which costs about as much as five of them.
 ABSORB_EVERY = 10
@@ -24,6 +31,7 @@ class Scalings(NamedTuple):
     v: Float[Array, " m"]
     s: Float[Array, " n"]
     error: Float[Array, ""]
+    relaxation: Float[Array, ""]
     count: Int[Array, ""]
     fine: Bool[Array, ""]
 
@@ -64,23 +72,27 @@ def iterate_stored(problem: Problem, start: Iterate, settings: Settings) -> Iter
             return at.fine & (at.count < left) & unfinished
 
         def scale(at: Scalings) -> Scalings:
-            u = 1 / at.s
+            # With a relaxation of 1 the power is 1.
+            u = 1 / at.s * (at.u * at.s) ** (1 - at.relaxation)
             t = product(a * u, kernel)
             ratio = jnp.where(has_mass, t / jnp.where(has_mass, b, 1), 1)
             v = 1 / ratio
             s = product(kernel, v)
             error = jnp.sum(a * jnp.abs(u * s - 1))
-            return Scalings(u, v, s, error, at.count + 1, in_range(ratio) & in_range(s))
+            w = relaxed(at.relaxation, at.count, at.error, error, settings)
+            return Scalings(u, v, s, error, w, at.count + 1, in_range(ratio) & in_range(s))
 
         ones = jnp.ones_like(g)
         s = product(kernel, ones)
         infinite = jnp.full_like(epsilon, jnp.inf)
-        at = Scalings(1 / s, ones, s, infinite, jnp.zeros_like(logs), in_range(s))
+        w = iterate.relaxation
+        at = Scalings(1 / s, ones, s, infinite, w, jnp.zeros_like(logs), in_range(s))
         at = lax.while_loop(goes_on, scale, at)
         moved = iterate._replace(
             f=jnp.where(at.fine, epsilon * (jnp.log(at.u) - largest), iterate.f),
             g=jnp.where(at.fine, g + epsilon * jnp.log(at.v), g),
             error=jnp.where(at.fine, at.error, infinite),
+            relaxation=jnp.where(at.fine, at.relaxation, 1),
         )
         known = judged(moved, problem.epsilon, settings, at.count + logs)
         return known._replace(needs_log=~at.fine)
