@@ -139,7 +139,7 @@ def test_float32_points_are_solved_in_float64():
         ({"a": [1.0]}, "shape"),
         ({"y": np.zeros((3, 3))}, "2 and 3 columns"),
         ({"y": np.zeros((0, 2))}, "at least 1 row"),
-        ({"x": np.full((4, 2), np.nan)}, "nan in row 0"),
+        ({"x": np.full((4, 2), np.nan)}, "NaN in row 0"),
     ],
 )
 def test_what_cannot_be_coupled_is_refused(arguments, says):

@@ -121,7 +121,7 @@ def test_a_saved_map_is_the_same(tmp_path):
         (banana(9), "rank", "at least 10"),
         (np.repeat([[0.0], [1.0]], 20, axis=0), "rank", "column 0 has the value 0.0 at 50%"),
         (banana(40)[:, [0, 0]], "gaussian", "linearly dependent"),
-        (np.full((20, 2), np.nan), "rank", "nan in row 0"),
+        (np.full((20, 2), np.nan), "rank", "NaN in row 0"),
     ],
 )
 def test_what_cannot_be_made_uniform_is_refused(x, method, says):
