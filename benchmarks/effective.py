@@ -233,7 +233,7 @@ BARS = {
     },
 }
 
-# Most gradients a chain that our warm-up takes, in the median over seeds.
+# Most gradients a chain that our warm-up may take, with any seed.
 WARMUP = {"regression": 300}
 
 
@@ -266,7 +266,7 @@ def main() -> int:
             f"{gradients.min():.0f} to {gradients.max():.0f}"
         )
         if name in WARMUP:
-            good = bool(np.median(gradients) <= WARMUP[name])
+            good = bool(gradients.max() <= WARMUP[name])
             met &= good
             line += f", at most {WARMUP[name]}: {verdict(good)}"
         print(line)

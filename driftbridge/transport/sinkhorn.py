@@ -54,7 +54,8 @@ def sinkhorn(
     **Returns:** an `EntropicPlan`; read its `status`.
 
     **Raises:** `ValueError` for arguments outside their range, no points, points that are not
-    finite or of different dimensions, and weights that are negative or do not sum to one.
+    finite or of different dimensions, weights that are negative or do not sum to one, and a cost
+    that is not finite.
 
     Cuturi (2013), arXiv 1306.0895, algorithm 1, over-relaxed (`iterate.relaxed`), which saves about
     two fifths of the iterations.
